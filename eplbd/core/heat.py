@@ -1,0 +1,49 @@
+"""Tokens per expert and step: the values that policies read.
+
+Owns `Heat`, `Budget` and the names of the phases. It must not know policies, transfers or where a
+report came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PHASES = ("all", "prefill", "decode")
+"""What a window may hold; `all` also holds the steps that mixed both."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heat:
+    """Heat of one window, step by step, summed over all ranks.
+
+    steps: `[steps, layers, experts]` int32 tokens that each logical expert processed, oldest step
+    first, read-only; only steps that every rank reported, without dummies. phase: one of `PHASES`.
+    """
+
+    steps: NDArray[np.int32]
+    phase: str
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """`[layers, experts]` int64 tokens over the whole window, read-only."""
+        total = self.steps.sum(axis=0, dtype=np.int64)
+        total.setflags(write=False)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a proposal may cost.
+
+    moves: experts newly hosted by a rank, over all layers; None for any number. bytes: of weights
+    and scales to transfer; None for any number. deadline_s: seconds the policy has to answer.
+    expert_bytes: weights and scales of one expert of one layer.
+    """
+
+    moves: int | None
+    bytes: int | None
+    deadline_s: float
+    expert_bytes: int

@@ -1,0 +1,316 @@
+"""Which expert each slot holds: the placement, its checks and the maps derived from it.
+
+Owns `Placement`, `validate` (the only judge of an answer from outside; it rejects, it never
+repairs), `derive_maps` (finished arrays for every rank) and the load and PAR arithmetic. It must
+not know why a placement was chosen or how its weights travel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplbd.errors import PlacementError
+
+if TYPE_CHECKING:
+    from eplbd.core.topology import Topology
+
+Slots = NDArray[np.int32]
+"""`[layers, ranks, slots_per_rank]` int32, logical expert id of every slot."""
+
+_DIMENSIONS = 3
+_RADIX_LIMIT = 1 << 16
+"""numpy sorts 16-bit integers stably by radix, several times faster than wider ones."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """The logical expert in every slot of every layer.
+
+    slots: `[layers, ranks, slots_per_rank]` int32, C-contiguous and read-only; a writable array or
+    another integer dtype is copied, never aliased. experts: logical experts per layer. Equality and
+    hash go by `digest`. Only the form is checked here (PlacementError); whether it can be served is
+    `validate`'s question.
+    """
+
+    slots: Slots
+    experts: int
+    _digest: str = field(default="", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_form(self.slots)
+        if not _is_published(self.slots):
+            slots = np.array(self.slots, dtype=np.int32, order="C")
+            if not np.array_equal(slots, self.slots):
+                raise PlacementError(
+                    f"placement: {self.slots.dtype} values beyond int32; return logical expert ids"
+                )
+            slots.setflags(write=False)
+            object.__setattr__(self, "slots", slots)
+
+    @classmethod
+    def linear(cls, layers: int, experts: int, ranks: int, slots_per_rank: int) -> Self:
+        """The engines' initial layout: experts 0..E-1, copies of 0, 1, 2, ..., cut into ranks."""
+        row = np.arange(ranks * slots_per_rank, dtype=np.int32) % experts
+        slots = np.broadcast_to(row, (layers, row.size)).reshape(layers, ranks, slots_per_rank)
+        return cls(slots, experts)
+
+    @property
+    def layers(self) -> int:
+        """Number of MoE layers."""
+        return int(self.slots.shape[0])
+
+    @property
+    def ranks(self) -> int:
+        """Number of EP ranks."""
+        return int(self.slots.shape[1])
+
+    @property
+    def slots_per_rank(self) -> int:
+        """Physical experts per rank and layer."""
+        return int(self.slots.shape[2])
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits: blake2b over shape, experts and contents; computed once."""
+        if not self._digest:
+            head = np.array((*self.slots.shape, self.experts), dtype="<i8").tobytes()
+            body = self.slots.astype("<i4", copy=False).tobytes()
+            digest = blake2b(head + body, digest_size=8).hexdigest()
+            object.__setattr__(self, "_digest", digest)
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Placement):
+            return NotImplemented
+        return self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def replicas(self) -> NDArray[np.int32]:
+        """`[layers, experts]` int32, number of slots that hold each expert."""
+        return count_replicas(self.slots.reshape(self.layers, -1), self.experts)
+
+    def hosts(self) -> NDArray[np.bool_]:
+        """`[layers, ranks, experts]` bool, whether the rank holds the expert in any slot."""
+        hosted = np.zeros((self.layers, self.ranks, self.experts), dtype=np.bool_)
+        np.put_along_axis(hosted, self.slots.astype(np.intp), values=True, axis=2)
+        return hosted
+
+    def with_layers(self, layers: NDArray[np.integer], rows: NDArray[np.integer]) -> Placement:
+        """Return a copy in which `layers` (`[n]`) hold `rows` (`[n, ranks, slots_per_rank]`)."""
+        slots = self.slots.copy()
+        slots[layers] = rows
+        slots.setflags(write=False)
+        return Placement(slots, self.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Finished tables of all ranks for a set of layers; all int32, C-contiguous and read-only.
+
+    A rank's own tables are `log2phy[rank]` and `expert_map[rank]`, contiguous as they are.
+    """
+
+    replica_count: NDArray[np.int32]
+    """`[n, experts]`."""
+    physical: NDArray[np.int32]
+    """`[n, experts, max_replicas]` global slot ids, ascending, padded with -1."""
+    log2phy: NDArray[np.int32]
+    """`[ranks, n, experts]` the global slot id that a rank routes an expert to: replica `rank %
+    count`, so that source ranks spread evenly over the replicas."""
+    expert_map: NDArray[np.int32]
+    """`[ranks, n, experts]` local slot of the expert at the rank, the lowest where it has several;
+    -1 where it has none."""
+
+
+def validate(
+    placement_array: object,
+    *,
+    experts: int,
+    topology: Topology,
+    layers: int,
+    allow_duplicates: bool = False,
+) -> Placement:
+    """Turn an array from outside into a Placement, or say exactly what is wrong with it.
+
+    placement_array: expected to be an integer ndarray `[layers, ranks, slots_per_rank]` in which
+    every layer places every expert 0..experts-1 and, unless `allow_duplicates`, no rank holds an
+    expert twice. It is copied before its contents are judged, so a writer on the other side cannot
+    change them afterwards. Raises PlacementError naming layer, rank and slot; repairs nothing.
+    """
+    array = _check_form(placement_array)
+    expected = (layers, topology.ranks, topology.slots_per_rank)
+    if array.shape != expected:
+        raise PlacementError(
+            f"placement: shape {array.shape}, expected {expected} "
+            "(layers, ranks, slots_per_rank); keep the shape of the current placement"
+        )
+    if experts > topology.slots:
+        raise PlacementError(
+            f"placement: {experts} experts cannot fit into {topology.ranks} ranks x "
+            f"{topology.slots_per_rank} slots; raise the number of redundant experts"
+        )
+    slots = np.array(array, order="C")
+    _check_range(slots, experts)
+    slots = slots.astype(np.int32)
+    _check_complete(slots, experts)
+    if not allow_duplicates:
+        _check_duplicates(slots)
+    slots.setflags(write=False)
+    return Placement(slots, experts)
+
+
+def _is_published(slots: NDArray[np.generic]) -> bool:
+    """Whether nobody can write to `slots` any more, neither here nor through the array it views."""
+    base = slots.base
+    shared = isinstance(base, np.ndarray) and base.flags.writeable
+    return (
+        slots.dtype == np.int32
+        and slots.flags.c_contiguous
+        and not slots.flags.writeable
+        and not shared
+    )
+
+
+def _check_form(array: object) -> NDArray[np.integer]:
+    # Exactly ndarray: a masked array or a matrix means something else by the same operations.
+    if type(array) is not np.ndarray:
+        raise PlacementError(
+            f"placement: got {type(array).__name__}, expected a plain numpy.ndarray; "
+            "return numpy.asarray(...)"
+        )
+    if array.dtype.kind not in "iu":
+        raise PlacementError(
+            f"placement: dtype {array.dtype}, expected an integer dtype; "
+            "return expert ids as int32, for example array.astype(numpy.int32)"
+        )
+    if array.ndim != _DIMENSIONS:
+        raise PlacementError(
+            f"placement: {array.ndim} dimensions, expected {_DIMENSIONS} "
+            "(layers, ranks, slots_per_rank); reshape it"
+        )
+    return array
+
+
+def _check_range(slots: NDArray[np.integer], experts: int) -> None:
+    wrong = (slots < 0) | (slots >= experts)
+    if wrong.any():
+        layer, rank, slot = (int(i) for i in np.argwhere(wrong)[0])
+        raise PlacementError(
+            f"placement: layer {layer}, rank {rank}, slot {slot} holds expert "
+            f"{int(slots[layer, rank, slot])}, expected 0..{experts - 1} "
+            f"({int(wrong.sum())} such slots); fill every slot with a logical expert id",
+            layer=layer,
+            rank=rank,
+            slot=slot,
+        )
+
+
+def _check_complete(slots: Slots, experts: int) -> None:
+    missing = count_replicas(slots.reshape(slots.shape[0], -1), experts) == 0
+    if missing.any():
+        layer, expert = (int(i) for i in np.argwhere(missing)[0])
+        raise PlacementError(
+            f"placement: layer {layer} holds expert {expert} in no slot, expected every expert at "
+            f"least once ({int(missing[layer].sum())} missing in this layer, "
+            f"{int(missing.any(1).sum())} such layers); give it a slot of an expert with replicas",
+            layer=layer,
+        )
+
+
+def _check_duplicates(slots: Slots) -> None:
+    ordered = np.sort(slots, axis=2)
+    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(2)
+    if twice.any():
+        layer, rank = (int(i) for i in np.argwhere(twice)[0])
+        row = slots[layer, rank].tolist()
+        slot = next(s for s, expert in enumerate(row) if expert in row[:s])
+        raise PlacementError(
+            f"placement: layer {layer}, rank {rank}, slot {slot} holds expert {row[slot]} again "
+            f"(first in slot {row.index(row[slot])}), expected distinct experts on a rank "
+            f"({int(twice.sum())} such ranks); put the replica on another rank or allow duplicates",
+            layer=layer,
+            rank=rank,
+            slot=slot,
+        )
+
+
+def count_replicas(flat: NDArray[np.integer], experts: int) -> NDArray[np.int32]:
+    """`[n, experts]` int32 from `flat` `[n, slots]` of expert ids in 0..experts-1."""
+    n = flat.shape[0]
+    keys = (flat + np.arange(n, dtype=np.int64)[:, None] * experts).ravel()
+    return np.bincount(keys, minlength=n * experts).reshape(n, experts).astype(np.int32)
+
+
+def derive_maps(placement: Placement, layers: NDArray[np.integer] | None = None) -> Maps:
+    """Derive every rank's tables for `layers` (`[n]` layer indices; None means all).
+
+    Law: every entry of `log2phy` names a slot that holds the expert. Raises PlacementError where an
+    expert has no slot.
+    """
+    chosen = placement.slots if layers is None else placement.slots[layers]
+    n, ranks, per_rank = chosen.shape
+    experts = placement.experts
+    _check_complete(chosen, experts)
+    flat = chosen.reshape(n, ranks * per_rank)
+    counts = count_replicas(flat, experts)
+    physical = _physical(flat, counts)
+
+    # Most experts have one replica, so the shared first one is broadcast and only the rest differ
+    # by rank.
+    log2phy = np.empty((ranks, n, experts), dtype=np.int32)
+    log2phy[:] = physical[:, :, 0]
+    row, expert = np.nonzero(counts > 1)
+    turn = np.arange(ranks)[:, None] % counts[row, expert]
+    log2phy[:, row, expert] = physical[row, expert, turn]
+
+    # Written from the highest local slot down: of duplicates the lowest slot stays.
+    expert_map = np.full((ranks, n, experts), -1, dtype=np.int32)
+    at_rank = np.arange(ranks)
+    at_row = np.arange(n)[:, None]
+    for slot in range(per_rank - 1, -1, -1):
+        expert_map[at_rank, at_row, chosen[:, :, slot]] = slot
+    for array in (counts, physical, log2phy, expert_map):
+        array.setflags(write=False)
+    return Maps(counts, physical, log2phy, expert_map)
+
+
+def _physical(flat: NDArray[np.int32], counts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """`[n, experts, max_replicas]` ascending global slot ids, -1 padded."""
+    n, experts = counts.shape
+    keys = flat.astype(np.uint16) if experts <= _RADIX_LIMIT else flat
+    order = np.argsort(keys, axis=1, kind="stable")
+    held = np.take_along_axis(flat, order, axis=1)
+    start = np.cumsum(counts, axis=1) - counts
+    replica = np.arange(flat.shape[1]) - np.take_along_axis(start, held, axis=1)
+    physical = np.full((n, experts, int(counts.max())), -1, dtype=np.int32)
+    physical[np.arange(n)[:, None], held, replica] = order
+    return physical
+
+
+def rank_load(placement: Placement, heat: NDArray[np.generic]) -> NDArray[np.float64]:
+    """`[..., layers, ranks]` load from `heat` `[..., layers, experts]`.
+
+    An expert's heat is split evenly over its replicas, which is what `log2phy` aims at.
+    """
+    share = heat / np.maximum(placement.replicas(), 1)
+    row = np.arange(placement.layers)[:, None, None]
+    load: NDArray[np.float64] = share[..., row, placement.slots].sum(-1)
+    return load
+
+
+def par(rank_load: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Peak-to-average ratio over the last axis of `rank_load` `[..., ranks]`: 1.0 is perfect.
+
+    1.0 as well where the mean is 0: nothing was routed, so nothing waited.
+    """
+    load = np.asarray(rank_load, dtype=np.float64)
+    mean = load.mean(-1)
+    busy = mean > 0
+    return np.where(busy, load.max(-1) / np.where(busy, mean, 1.0), 1.0)
