@@ -1,0 +1,42 @@
+"""What all tests share: the event loop, the recorded traces, the hypothesis profiles.
+
+Fixtures of one part live beside that part's tests.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The same examples on every run: a red build is never a matter of luck. To look for new ones:
+# HYPOTHESIS_PROFILE=explore. Deadlines and that health check trip over a busy machine, not a bug.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "explore",
+    settings.get_profile("repeatable"),
+    derandomize=False,
+    max_examples=2_000,
+    print_blob=True,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The daemon runs on asyncio alone: pyzmq has no other loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_traces() -> Path:
+    """Recorded expert heat: `$EPLBD_SHARED/traces`, or those of `shared` beside the checkout."""
+    shared = Path(os.environ.get("EPLBD_SHARED") or REPOSITORY.parent / "shared")
+    traces = shared / "traces"
+    if not traces.is_dir():
+        pytest.skip(f"no recorded traces in {traces}: set EPLBD_SHARED to the folder above them")
+    return traces

@@ -1,0 +1,54 @@
+"""The house rules no linter knows: size of files and functions, their names, their docstrings."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = ("eplbd", "policies", "plugins", "tests")
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "manager", "base", "state"}
+FILE_LINES = 400
+FUNCTION_LINES = 50
+
+
+def sources() -> list[Path]:
+    """Every Python file of the repository, ours only: an environment inside it would not count."""
+    found = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]
+    assert REPOSITORY / "eplbd/__init__.py" in found, "looking in the wrong place"
+    return sorted(path for path in found if not {".venv", "build"} & set(path.parts))
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    """Each source as `(path below the repository, syntax tree)`."""
+    for path in sources():
+        yield str(path.relative_to(REPOSITORY)), ast.parse(path.read_bytes(), str(path))
+
+
+def test_files_are_short() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    assert [f"{path}: {n} lines" for path, n in lines.items() if n >= FILE_LINES] == []
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{path}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 >= FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_files_and_folders_are_nouns_of_the_domain() -> None:
+    named = [
+        str(relative)
+        for relative in (path.relative_to(REPOSITORY) for path in sources())
+        if FORBIDDEN_NAMES & {part.removesuffix(".py").strip("_") for part in relative.parts}
+    ]
+    assert named == []
+
+
+def test_every_module_says_what_it_owns() -> None:
+    assert [path for path, tree in trees() if not ast.get_docstring(tree)] == []
