@@ -29,7 +29,7 @@ class Heat:
     @property
     def total(self) -> NDArray[np.int64]:
         """`[layers, experts]` int64 tokens over the whole window, read-only."""
-        total = self.steps.sum(axis=0, dtype=np.int64)
+        total: NDArray[np.int64] = self.steps.sum(axis=0, dtype=np.int64)
         total.setflags(write=False)
         return total
 
