@@ -1,0 +1,281 @@
+"""What the operator decides: the schema of `eplbd.toml`, its bounds and its defaults.
+
+Owns the key names, the order of precedence (flag over environment over file over default) and what
+cannot be meant together. Knows nothing of what a value does: no socket is opened here and no policy
+is imported, so `[policy.options]` is only carried; the policy child validates it.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+import msgspec
+
+from eplbd.errors import ConfigError
+from eplbd.sources import Given, as_list, as_toml, from_env, from_file, from_flags, near
+
+SYSTEM_FILE = Path("/etc/eplbd/eplbd.toml")
+
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The process: where workers reach it and where it keeps what it must not forget."""
+
+    socket: str = "ipc:///run/eplbd/workers.sock"
+    socket_mode: Annotated[str, msgspec.Meta(pattern="^0[0-7]{3}$")] = "0660"
+    state_dir: Annotated[str, msgspec.Meta(min_length=1)] = "/var/lib/eplbd"
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes to standard output; `auto` is JSON for the journal, readable on a terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which policy proposes placements, and the limits it lives under."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)] = "greedy"
+    deadline_s: Seconds = 10.0
+    memory_bytes: Annotated[int, msgspec.Meta(ge=256 * 2**20, le=2**40)] = 4 * 2**30
+    failures_until_suspended: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    options: dict[str, object] = msgspec.field(default_factory=dict)
+
+
+class Plugins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which plugins the policy child may import."""
+
+    enabled: tuple[str, ...] = ("*",)
+    modules: tuple[str, ...] = ()
+
+
+class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a rebalance is worth thinking about, and what it must bring."""
+
+    mode: Literal["dynamic", "hold"] = "dynamic"
+    interval_s: Seconds = 10.0
+    window_steps: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
+    min_steps: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
+    par_trigger: Annotated[float, msgspec.Meta(ge=1.0, le=1000.0)] = 1.05
+    horizon_s: Seconds = 600.0
+    min_gain: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.01
+    phase: Literal["all", "prefill", "decode"] = "all"
+    max_moves: Natural = 0
+    pause_s: Seconds = 1.0
+
+
+class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The transaction: its size, its margins in forwards, and the patience of each of its steps."""
+
+    experts_per_rank: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 2
+    margin_forwards: Annotated[int, msgspec.Meta(ge=2, le=65_536)] = 16
+    guard_forwards: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 4
+    arm_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    prepare_timeout_s: Seconds = 5.0
+    stage_timeout_s: Seconds = 30.0
+    arm_timeout_s: Seconds = 5.0
+    decide_timeout_s: Seconds = 2.0
+    settle_timeout_s: Seconds = 10.0
+    resend_s: Seconds = 0.25
+
+
+class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the engine's time a transfer may take."""
+
+    inflation_ceiling: Annotated[float, msgspec.Meta(gt=1.0, le=100.0)] = 1.05
+    bytes_per_round: Natural = 0
+
+
+class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One worker's connection: signs of life and the largest message either side accepts."""
+
+    heartbeat_s: Seconds = 0.5
+    silence_s: Seconds = 3.0
+    max_message_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**32)] = 64 * 2**20
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `eplbd.toml`. `Config()` is the documented default."""
+
+    daemon: Daemon = Daemon()
+    log: Log = Log()
+    policy: Policy = Policy()
+    plugins: Plugins = Plugins()
+    balance: Balance = Balance()
+    epoch: Epoch = Epoch()
+    transfer: Transfer = Transfer()
+    session: Session = Session()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A valid configuration and the origin of each value that is not a default."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+    def where(self, path: str) -> str:
+        """Where `section.key` got its value: `file:line`, a variable, a flag, or `default`."""
+        return self.origins.get(path, "default")
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        """Every key with its effective value and origin, in the order of the schema."""
+        tables = msgspec.structs.asdict(self.config)
+        found: list[tuple[str, object, str]] = []
+        for section, table in tables.items():
+            for key, value in msgspec.structs.asdict(table).items():
+                path = f"{section}.{key}"
+                if path == "policy.options" and value:
+                    found += [
+                        (f"{path}.{name}", option, self.where(f"{path}.{name}"))
+                        for name, option in value.items()
+                    ]
+                else:
+                    found.append((path, value, self.where(path)))
+        return found
+
+
+def load(
+    file: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Loaded:
+    """The configuration in force: flag over environment over file over default.
+
+    Args:
+        file: a TOML file, or None for none.
+        env: the environment; only names that begin with `EPLBD_` are looked at.
+        flags: `section.key` (or `policy.options.name`) to text, as given with `-o`.
+
+    Raises:
+        ConfigError: every wrong key and value, its place, what was expected, a near match.
+    """
+    given = itertools.chain(
+        from_file(file, _schema()) if file else (),
+        from_env(env or {}, _schema()),
+        from_flags(flags or {}),
+    )
+    values: dict[tuple[str, ...], object] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    for item in given:
+        try:
+            values[item.path] = _convert(item)
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            origins[".".join(item.path)] = item.origin
+    if problems:
+        raise ConfigError("\n".join(problems))
+    loaded = Loaded(_assemble(values), origins)
+    problems = [*_contradictions(loaded)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return loaded
+
+
+# -- schema --------------------------------------------------------------------------------------
+
+
+def _schema() -> dict[str, dict[str, object]]:
+    """Section to key to annotated type, read off the structs."""
+    return {
+        section.name: {key.name: key.type for key in msgspec.structs.fields(section.type)}
+        for section in msgspec.structs.fields(Config)
+    }
+
+
+def _convert(given: Given) -> object:
+    schema = _schema()
+    section, *rest = given.path
+    if section not in schema:
+        raise given.refusal(f"unknown section [{section}]{near(section, schema)}")
+    if not rest:
+        raise given.refusal(f"[{section}] is a table of keys, not a value")
+    keys, key = schema[section], rest[0]
+    if key not in keys:
+        hint = near(key, keys) or f"; known: {', '.join(keys)}"
+        raise given.refusal(f"unknown key `{key}` in [{section}]{hint}")
+    if rest[1:] and (section, key, len(rest)) != ("policy", "options", 2):
+        raise given.refusal(f"`{section}.{key}` is one value, it has no keys of its own")
+    if rest[1:]:
+        return as_toml(given.value) if isinstance(given.value, str) and given.text else given.value
+    try:
+        return _typed(given, keys[key])
+    except msgspec.ValidationError as error:
+        raise given.refusal(
+            f"{section}.{key}: {_expected(keys[key], error)}, got {given.value!r}"
+        ) from None
+
+
+def _typed(given: Given, kind: object) -> object:
+    value = given.value
+    if given.path == ("policy", "name") and type(value) is int:
+        value = str(value)  # vllm-ascend names its policies by number
+    if given.text and isinstance(value, str) and get_origin(kind) is tuple:
+        value = as_list(value)
+    typed: object = msgspec.convert(value, kind, strict=not given.text)
+    return typed
+
+
+def _expected(kind: object, error: msgspec.ValidationError) -> str:
+    if get_origin(kind) is Literal:
+        return f"expected one of {', '.join(get_args(kind))}"
+    message = str(error).partition(", got")[0]
+    return message[0].lower() + message[1:]
+
+
+def _assemble(values: Mapping[tuple[str, ...], object]) -> Config:
+    tables: dict[str, dict[str, object]] = {}
+    options: dict[str, object] = {}
+    for (section, key, *option), value in values.items():
+        if option:
+            options[option[0]] = value
+        else:
+            tables.setdefault(section, {})[key] = value
+    if options:
+        tables.setdefault("policy", {})["options"] = options
+    return msgspec.convert(tables, Config)
+
+
+def _contradictions(loaded: Loaded) -> Iterator[str]:
+    """What is wrong about values that are each in bounds."""
+    epoch, balance, session = loaded.config.epoch, loaded.config.balance, loaded.config.session
+    socket = loaded.config.daemon.socket
+    place = f"{loaded.where('daemon.socket')}: daemon.socket = {socket!r}"
+    if socket.startswith("tcp://"):
+        yield f"{place}: tcp needs CURVE keys, which are not supported yet; use ipc:// and a path"
+    elif not socket.startswith("ipc:///"):
+        yield f"{place}: expected ipc:// followed by an absolute path"
+    elif len(socket.removeprefix("ipc://").encode()) > 107:
+        yield f"{place}: a path longer than 107 bytes does not fit a unix socket's address"
+
+    def clash(one: str, relation: str, other: str, reason: str) -> str:
+        """The sentence about two keys, at the place of the one that somebody wrote."""
+        values = {path: value for path, value, _ in loaded.rows()}
+        written = [path for path in (one, other) if path in loaded.origins] or [one]
+        return (
+            f"{loaded.where(written[0])}: {one} = {values[one]} ({loaded.where(one)}) must "
+            f"{relation} {other} = {values[other]} ({loaded.where(other)}): {reason}"
+        )
+
+    if epoch.guard_forwards >= epoch.margin_forwards:
+        reason = "a rank cannot ask the register before it is armed"
+        yield clash("epoch.guard_forwards", "be less than", "epoch.margin_forwards", reason)
+    if balance.min_steps > balance.window_steps:
+        reason = "the window would never hold enough steps to plan"
+        yield clash("balance.min_steps", "not exceed", "balance.window_steps", reason)
+    if session.silence_s < 2 * session.heartbeat_s:
+        reason = "one late heartbeat would lose the worker"
+        yield clash("session.silence_s", "be at least twice", "session.heartbeat_s", reason)
+    for step in ("prepare", "stage", "arm", "decide", "settle"):
+        if epoch.resend_s >= getattr(epoch, f"{step}_timeout_s"):
+            reason = "a lost message would never be sent again"
+            yield clash(f"epoch.{step}_timeout_s", "exceed", "epoch.resend_s", reason)
