@@ -26,7 +26,10 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 def test_files_are_short() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
-    assert [f"{path}: {n} lines" for path, n in lines.items() if n >= FILE_LINES] == []
+    long = [
+        f"{path.relative_to(REPOSITORY)}: {n} lines" for path, n in lines.items() if n >= FILE_LINES
+    ]
+    assert not long, "\n".join(long)
 
 
 def test_functions_are_short() -> None:
@@ -38,7 +41,7 @@ def test_functions_are_short() -> None:
         and node.end_lineno is not None
         and node.end_lineno - node.lineno + 1 >= FUNCTION_LINES
     ]
-    assert long == []
+    assert not long, "\n".join(long)
 
 
 def test_files_and_folders_are_nouns_of_the_domain() -> None:
@@ -47,8 +50,9 @@ def test_files_and_folders_are_nouns_of_the_domain() -> None:
         for relative in (path.relative_to(REPOSITORY) for path in sources())
         if FORBIDDEN_NAMES & {part.removesuffix(".py").strip("_") for part in relative.parts}
     ]
-    assert named == []
+    assert not named, "\n".join(named)
 
 
 def test_every_module_says_what_it_owns() -> None:
-    assert [path for path, tree in trees() if not ast.get_docstring(tree)] == []
+    silent = [path for path, tree in trees() if not ast.get_docstring(tree)]
+    assert not silent, "\n".join(silent)
