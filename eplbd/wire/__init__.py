@@ -1,0 +1,1 @@
+"""Bytes and messages. No sockets, no clocks, no meaning: what a message does is `eplbd.core`'s."""

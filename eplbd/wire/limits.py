@@ -1,0 +1,44 @@
+"""How large anything on the wire may be, and why.
+
+Owns the caps. A cap is part of the protocol: a sender that exceeds one is at fault and is told so.
+"""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 1 << 24
+"""All frames of one message together. The largest honest one is a `Prepare` of all 58 layers x 256
+experts with 16 replicas of the hottest (1.3 MB); sixteen of these per peer bound what a stuck
+reader can be made to hold (the high water mark counts messages, not bytes)."""
+
+MAX_HEADER_BYTES = 1 << 16
+"""Frame 0. Names and figures only: whatever is larger belongs into an array frame."""
+
+MAX_NAME_CHARS = 256
+"""A name: group, node, incarnation, digest, phase."""
+
+MAX_TEXT_CHARS = 4096
+"""A sentence for the operator: `reason`. The sender cuts it, the receiver refuses a longer one."""
+
+MAX_INT = (1 << 63) - 1
+"""Integers of a body are counts: zero up to what an int64 holds."""
+
+MAX_FLOAT = 1e9
+"""Floats of a body are seconds: finite, zero up to thirty years."""
+
+MAX_DIMENSIONS = 8
+"""Where a field leaves its number of dimensions open (a policy's answer)."""
+
+DTYPES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float32",
+    "float64",
+)
+"""Everything that an array frame may hold. Never `object`: unpickling is running code."""
