@@ -1,0 +1,204 @@
+"""One rebalance after the other: trigger, policy, benefit, epochs, what came of it.
+
+    RESTING -> PLANNING -> MOVING -> MEASURING -> RESTING
+
+Owns the decision whether a move is paid for. The policy proposes, nothing here repairs what it
+proposes: an answer is taken whole or refused whole. Must not know messages, sessions or who sends
+what.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eplbd.core.heat import Heat
+from eplbd.core.placement import par, rank_load, validate
+from eplbd.core.plan import Plan
+from eplbd.errors import PlacementError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from eplbd.core.placement import Placement
+    from eplbd.core.settings import BalanceSettings
+    from eplbd.core.topology import Topology
+
+HELD_OUT = 0.25
+"""Share of the window's newest steps that the policy does not see and is judged on."""
+
+EPOCH_RETRIES = 5
+"""Consecutive aborted epochs after which the rest of a plan is dropped: by then its heat is old."""
+
+
+class Stage(enum.StrEnum):
+    """Where the rebalance stands."""
+
+    RESTING = "resting"
+    PLANNING = "planning"
+    MOVING = "moving"
+    MEASURING = "measuring"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one rebalance has come to so far; the fields of its log line."""
+
+    policy: str = ""
+    par_before: float = 0.0
+    par_predicted: float = 0.0
+    policy_s: float = 0.0
+    moves: int = 0
+    bytes: int = 0
+    settled: int = 0
+    aborted: int = 0
+    reason: str = ""
+
+
+def mean_par(placement: Placement, steps: NDArray[np.int32]) -> float:
+    """Mean PAR over steps and layers if `placement` served `steps` `[steps, layers, experts]`."""
+    return float(par(rank_load(placement, steps)).mean())
+
+
+def slowest_load(placement: Placement, steps: NDArray[np.int32]) -> float:
+    """Sum over steps and layers of the hottest rank's load: what a synchronous engine waits for."""
+    return float(rank_load(placement, steps).max(axis=-1).sum())
+
+
+class Cycle:
+    """The rebalance of one group.
+
+    Its owner asks `wants_plan`, sends the heat to a policy, hands the answer to `answered`, takes
+    epochs from `plan`, and reports how they ended.
+    """
+
+    def __init__(
+        self, settings: BalanceSettings, topology: Topology, layers: int, experts: int
+    ) -> None:
+        self.settings, self.topology = settings, topology
+        self.layers, self.experts = layers, experts
+        self.stage = Stage.RESTING
+        self.next_at = 0.0
+        self.plan: Plan | None = None
+        self.judged = np.empty((0, layers, experts), dtype=np.int32)
+        self.tally = Tally()
+        self.failures = 0
+        self.deadline = 0.0
+
+    def wants_plan(self, now: float) -> bool:
+        """Whether it is time to look at the heat."""
+        return (
+            self.settings.mode == "dynamic" and self.stage is Stage.RESTING and now >= self.next_at
+        )
+
+    def consider(self, heat: Heat, current: Placement, policy: str, now: float) -> Heat | None:
+        """Return what the policy may see, or None if there is nothing to do; rest either way."""
+        self.next_at = now + self.settings.interval_s
+        steps = heat.steps.shape[0]
+        if steps < max(self.settings.min_steps, 2):
+            return None
+        before = mean_par(current, heat.steps)
+        if before <= self.settings.par_trigger:
+            return None
+        held_out = max(1, int(steps * HELD_OUT))
+        self.judged = heat.steps[-held_out:]
+        self.tally = Tally(policy=policy, par_before=before)
+        self.stage = Stage.PLANNING
+        return Heat(heat.steps[:-held_out], heat.phase)
+
+    def answered(
+        self,
+        slots: NDArray[np.generic],
+        current: Placement,
+        duration_s: float,
+        cost_s: float,
+    ) -> str:
+        """Judge a proposal; return why it is refused, empty if its epochs may begin.
+
+        cost_s: seconds of inter-token latency that moving one expert costs, from the pacer. Raises
+        PlacementError if the proposal is no placement: the policy's fault.
+        """
+        self.tally.policy_s = duration_s
+        target = validate(slots, experts=self.experts, topology=self.topology, layers=self.layers)
+        excess = np.maximum(rank_load(current, self.judged).mean(axis=0), 0.0)
+        plan = Plan(current, target, self.topology, excess.max(axis=-1) - excess.mean(axis=-1))
+        self.tally.moves = plan.moves
+        if plan.moves == 0:
+            return self._refuse("unchanged")
+        limit = self.settings.max_moves
+        if limit and plan.moves > limit:
+            raise PlacementError(
+                f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
+            )
+        self.tally.par_predicted = mean_par(target, self.judged)
+        slowest = slowest_load(current, self.judged)
+        gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
+        if gain < self.settings.min_gain:
+            return self._refuse(f"gain {gain:.4f} is under min_gain {self.settings.min_gain}")
+        cost = plan.moves * cost_s
+        if gain * self.settings.horizon_s <= cost:
+            horizon = f"over {self.settings.horizon_s} s"
+            return self._refuse(f"gain {gain:.4f} {horizon} does not pay {cost:.3f} s of moves")
+        self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
+        self.tally.moves = 0
+        return ""
+
+    def _refuse(self, reason: str) -> str:
+        self.tally.reason = reason
+        self.stage = Stage.RESTING
+        return reason
+
+    def policy_failed(self, reason: str) -> None:
+        """The policy gave nothing usable; the placement stays."""
+        self._refuse(reason)
+
+    def epoch_ended(
+        self, *, settled: bool, moves: int, nbytes: int, reason: str, now: float
+    ) -> None:
+        """Book an epoch: one that aborted is tried again, after a pause."""
+        assert self.plan is not None
+        if settled:
+            self.plan.settled()
+            self.failures = 0
+            self.tally.settled += 1
+            self.tally.moves += moves
+            self.tally.bytes += nbytes
+            return
+        self.tally.aborted += 1
+        self.tally.reason = reason
+        self.failures += 1
+        self.next_at = now + self.settings.pause_s * 2 ** (self.failures - 1)
+        if self.failures >= EPOCH_RETRIES:
+            self.drop(f"{self.failures} epochs aborted in a row, last: {reason}", now)
+
+    def may_move(self, now: float) -> bool:
+        """Whether the next epoch of the plan may begin."""
+        return self.stage is Stage.MOVING and (self.failures == 0 or now >= self.next_at)
+
+    def drop(self, reason: str, now: float) -> None:
+        """Give the rest of the plan up."""
+        self.plan = None
+        self.tally.reason = reason
+        self.measure(now)
+
+    def measure(self, now: float) -> None:
+        """All epochs are over: wait for heat under the new map."""
+        self.plan = None
+        self.stage = Stage.MEASURING
+        self.deadline = now + self.settings.interval_s
+        self.next_at = now + self.settings.interval_s
+
+    def rest(self) -> Tally:
+        """Close the rebalance and return its books."""
+        self.stage = Stage.RESTING
+        return self.tally
+
+    @property
+    def outcome(self) -> str:
+        """applied, partly, failed: what the epochs came to."""
+        if not self.tally.settled:
+            return "failed"
+        return "partly" if self.tally.reason else "applied"

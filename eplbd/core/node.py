@@ -1,0 +1,281 @@
+"""The daemon's core: every group on this node, behind one method.
+
+`step(event) -> effects` is all that a shell may touch. Owns which peer belongs to which group,
+which answer belongs to which request, when a policy is suspended, and how the daemon ends. Knows no
+clock, socket, file, thread or log.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eplbd.core import messages as m
+from eplbd.core.balancer import Balancer
+from eplbd.core.breaker import Breaker
+from eplbd.core.epoch import Phase as EpochPhase
+from eplbd.core.events import (
+    Effect,
+    Event,
+    Garbled,
+    Note,
+    Peer,
+    PersistFailed,
+    PolicyAnswered,
+    PolicyFailed,
+    Received,
+    Reconfigured,
+    Restored,
+    Send,
+    Stop,
+    Stopping,
+    Tick,
+    Unreachable,
+)
+from eplbd.core.session import refuse_hello
+from eplbd.errors import LocalProtocolError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from eplbd.core.settings import Settings
+
+GROUPS_MAX = 64
+"""More EP groups than this on one node are a mistake or an attack."""
+
+COMPLAINTS_MAX = 1024
+"""Peers whose first bad message is logged; after that many, bad messages are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since start, and what is there now."""
+
+    groups: int
+    workers: int
+    unknown: int
+    garbled: int
+    rejected: int
+    gaps: int
+    repeats: int
+    suspended: bool
+
+
+class Node:
+    """All groups of one daemon."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.now = 0.0
+        self.balancers: dict[str, Balancer] = {}
+        self.members: dict[Peer, tuple[str, int]] = {}
+        self.stored: dict[str, Restored] = {}
+        self.requests: dict[int, str] = {}
+        self.request = 0
+        self.breaker = Breaker(settings.policy.failures_until_suspended)
+        self.counts: Counter[str] = Counter()
+        self.complained: set[Peer] = set()
+        self.stopping = False
+        self.out: list[Effect] = []
+
+    def step(self, event: Event) -> list[Effect]:
+        """Take one event, return what must be done, in order."""
+        self.out = []
+        match event:
+            case Tick(now):
+                self._tick(now)
+            case Received(peer, seq, message):
+                self._received(peer, seq, message)
+            case Garbled(peer, reason):
+                self.counts["garbled"] += 1
+                self._complain(peer, "message refused", reason)
+            case Unreachable(peer):
+                self._unreachable(peer)
+            case PolicyAnswered():
+                self._answered(event)
+            case PolicyFailed():
+                self._failed(event)
+            case PersistFailed(group, reason):
+                self._note("error", "placement not stored", group=group, reason=reason)
+            case Restored(group):
+                self.stored[group] = event
+            case Reconfigured(settings):
+                self._reconfigured(settings)
+            case Stopping():
+                self._stopping()
+        return self.out
+
+    # --- peers ----------------------------------------------------------------------------------
+
+    def _received(self, peer: Peer, seq: int, message: m.Message) -> None:
+        if isinstance(message, m.Hello):
+            self._hello(peer, seq, message)
+            return
+        member = self.members.get(peer)
+        if member is None:
+            self.counts["unknown"] += 1
+            self.out.append(Send(peer, m.Greet()))
+            return
+        if isinstance(message, m.FromLeader):
+            self.counts["rejected"] += 1
+            self._complain(peer, "message refused", f"{type(message).__name__} is a leader's")
+            return
+        name, rank = member
+        balancer = self.balancers[name]
+        balancer.group.sessions[rank].received(seq, self.now)
+        try:
+            balancer.heard(rank, message)
+        except RemoteProtocolError as error:
+            self.counts["rejected"] += 1
+            self._complain(peer, "message refused", str(error))
+        self._drain(balancer)
+
+    def _hello(self, peer: Peer, seq: int, hello: m.Hello) -> None:
+        balancer = self.balancers.get(hello.group)
+        if balancer is None or hello.incarnation > balancer.group.incarnation:
+            balancer = self._new_group(peer, hello, balancer)
+            if balancer is None:
+                return
+        elif hello.incarnation < balancer.group.incarnation:
+            reason = f"group {hello.group!r} has restarted since; stop this worker"
+            balancer.group.refuse(peer, reason)
+            self._drain(balancer)
+            return
+        replaced = balancer.group.hello(peer, hello, seq)
+        if replaced is not None:
+            self.members.pop(replaced, None)
+        session = balancer.group.sessions.get(hello.rank)
+        if session is not None and session.peer == peer:
+            self.members[peer] = (hello.group, hello.rank)
+        self._drain(balancer)
+
+    def _new_group(self, peer: Peer, hello: m.Hello, old: Balancer | None) -> Balancer | None:
+        """Take a group up, anew if it restarted; None if that is refused."""
+        reason = refuse_hello(hello)
+        if not reason and old is None and len(self.balancers) >= GROUPS_MAX:
+            reason = f"this daemon already serves {GROUPS_MAX} groups"
+        if reason:
+            self.counts["rejected"] += 1
+            self.out.append(Send(peer, m.Refused(reason)))
+            self._complain(peer, "worker refused", reason)
+            return None
+        if old is not None:
+            self._note("warning", "group restarted", group=hello.group)
+            for gone in old.group.peers():
+                self.members.pop(gone, None)
+        stored = self.stored.get(hello.group)
+        balancer = Balancer(
+            hello, self.settings, stored_term=stored.term if stored else 0, now=self.now
+        )
+        self.balancers[hello.group] = balancer
+        return balancer
+
+    def _unreachable(self, peer: Peer) -> None:
+        member = self.members.get(peer)
+        if member is not None:
+            name, rank = member
+            self.balancers[name].group.lost(rank, "unreachable")
+            self._drain(self.balancers[name])
+
+    # --- policies -------------------------------------------------------------------------------
+
+    def _ask(self, balancer: Balancer) -> None:
+        if self.stopping or self.breaker.suspended or self.requests:
+            return
+        if balancer.wants_policy(self.settings.policy.name, self.request + 1):
+            self.request += 1
+            self.requests[self.request] = balancer.group.name
+
+    def _asked_by(self, request: int) -> Balancer | None:
+        name = self.requests.pop(request, None)
+        return self.balancers.get(name) if name is not None else None
+
+    def _answered(self, event: PolicyAnswered) -> None:
+        balancer = self._asked_by(event.request)
+        if balancer is None:
+            return
+        if balancer.proposed(event):
+            self.breaker.succeeded()
+        else:
+            self._policy_at_fault("invalid", "")
+        self._drain(balancer)
+
+    def _failed(self, event: PolicyFailed) -> None:
+        balancer = self._asked_by(event.request)
+        self._policy_at_fault(event.outcome, event.detail)
+        if balancer is not None:
+            balancer.refused(f"policy {event.outcome}", "failed")
+            self._drain(balancer)
+
+    def _policy_at_fault(self, outcome: str, detail: str) -> None:
+        name = self.settings.policy.name
+        self._note("warning", "policy failed", policy=name, outcome=outcome, detail=detail)
+        if self.breaker.failed():
+            self._note(
+                "error",
+                "policy suspended, hold takes over",
+                policy=name,
+                failures=self.settings.policy.failures_until_suspended,
+            )
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        if now < self.now:
+            raise LocalProtocolError(f"time went back from {self.now} to {now}")
+        self.now = now
+        for balancer in self.balancers.values():
+            balancer.tick(now)
+            self._ask(balancer)
+            self._drain(balancer)
+        if self.stopping and not any(b.group.leader for b in self.balancers.values()):
+            self.out.append(Stop())
+
+    def _stopping(self) -> None:
+        self.stopping = True
+        for balancer in self.balancers.values():
+            balancer.draining = True
+            leader = balancer.group.leader
+            if leader is not None and leader.phase is not EpochPhase.COMMIT:
+                leader.give_up("the daemon stops")
+
+    def _reconfigured(self, settings: Settings) -> None:
+        changed = settings.policy != self.settings.policy
+        self.settings = settings
+        if changed:
+            self.breaker = Breaker(settings.policy.failures_until_suspended)
+        for balancer in self.balancers.values():
+            balancer.reconfigure(settings)
+
+    def _drain(self, balancer: Balancer) -> None:
+        self.out.extend(balancer.drain())
+
+    def _complain(self, peer: Peer, event: str, reason: str) -> None:
+        """Log a peer's first offence; all are counted."""
+        if peer not in self.complained and len(self.complained) < COMPLAINTS_MAX:
+            self.complained.add(peer)
+            self._note("warning", event, peer=peer.hex(), reason=reason)
+
+    def _note(self, level: str, event: str, **fields: object) -> None:
+        self.out.append(Note(level, event, fields))
+
+    def statistics(self) -> Statistics:
+        """Return the counts for metrics and tests."""
+        sessions = [s for b in self.balancers.values() for s in b.group.sessions.values()]
+        return Statistics(
+            groups=len(self.balancers),
+            workers=len(self.members),
+            unknown=self.counts["unknown"],
+            garbled=self.counts["garbled"],
+            rejected=self.counts["rejected"],
+            gaps=sum(s.gaps for s in sessions),
+            repeats=sum(s.repeats for s in sessions),
+            suspended=self.breaker.suspended,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants of everything below; tests call it after each step."""
+        for peer, (name, rank) in self.members.items():
+            assert self.balancers[name].group.sessions[rank].peer == peer
+        for balancer in self.balancers.values():
+            if balancer.group.leader is not None:
+                balancer.group.leader.check()

@@ -1,0 +1,80 @@
+"""What the machines are told: figures with units, decided by the operator, passed in as values.
+
+Names and defaults equal the sections of `eplbd.toml` (`eplbd.config` fills these). The figures'
+reasons stand there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceSettings:
+    """When to rebalance, and what must be gained."""
+
+    mode: str = "dynamic"
+    interval_s: float = 10.0
+    window_steps: int = 512
+    min_steps: int = 64
+    par_trigger: float = 1.05
+    horizon_s: float = 600.0
+    min_gain: float = 0.01
+    phase: str = "all"
+    max_moves: int = 0
+    pause_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSettings:
+    """Size and deadlines of one transaction.
+
+    Forwards are the shared clock, seconds the leader's own.
+    """
+
+    experts_per_rank: int = 2
+    margin_forwards: int = 16
+    guard_forwards: int = 4
+    arm_attempts: int = 5
+    prepare_timeout_s: float = 5.0
+    stage_timeout_s: float = 30.0
+    arm_timeout_s: float = 5.0
+    decide_timeout_s: float = 2.0
+    settle_timeout_s: float = 10.0
+    resend_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """How much of the bubbles transfers may use."""
+
+    inflation_ceiling: float = 1.05
+    bytes_per_round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Signs of life."""
+
+    heartbeat_s: float = 0.5
+    silence_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Who plans."""
+
+    name: str = "greedy"
+    deadline_s: float = 10.0
+    failures_until_suspended: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of it."""
+
+    balance: BalanceSettings = field(default_factory=BalanceSettings)
+    epoch: EpochSettings = field(default_factory=EpochSettings)
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
