@@ -1,0 +1,310 @@
+"""From the placement in force to the wanted one, in epochs that are each safe to stop after.
+
+Owns the alignment of slots, the difference as moves, and what one epoch takes of it. It must not
+know which moves belong together (that is `chains`), who sends (`sources`), when (`rounds`), nor
+messages or deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplbd.core.chains import Chain, Unit, Write, chains
+from eplbd.core.placement import Placement, validate
+from eplbd.core.rounds import Col, Transfers, colour
+from eplbd.core.sources import assign_sources
+from eplbd.core.topology import Topology
+from eplbd.errors import LocalProtocolError, PlacementError
+
+_PATIENCE = 8
+"""Units that did not fit, per rank, after which an epoch looks no further: twice as many gain 1
+%."""
+
+
+def align(current: Placement, target: Placement) -> Placement:
+    """Permute `target` inside each rank so that kept experts keep the slot they have in `current`.
+
+    Never changes which experts a rank hosts, nor how often. The number of slots that differ from
+    `current` is the least possible. Raises PlacementError where the two are not of one shape.
+    """
+    _check_shapes(current, target)
+    rows = current.layers * current.ranks
+    old = current.slots.reshape(rows, -1)
+    new = target.slots.reshape(rows, -1)
+    _, kept, used = np.intersect1d(
+        _keys(old, current.experts),
+        _keys(new, current.experts),
+        assume_unique=True,
+        return_indices=True,
+    )
+    # Both lists of what is left run row by row, with equal counts in each row.
+    aligned = old.ravel().copy()
+    freed = np.ones(aligned.size, dtype=np.bool_)
+    gained = freed.copy()
+    freed[kept] = False
+    gained[used] = False
+    aligned[freed] = new.ravel()[gained]
+    slots = aligned.reshape(current.slots.shape)
+    slots.setflags(write=False)
+    return Placement(slots, current.experts)
+
+
+def _keys(rows: NDArray[np.int32], experts: int) -> NDArray[np.int64]:
+    """Flat keys, unique over everything: row, expert and how often it came before in the row."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    held = np.take_along_axis(rows, order, axis=1)
+    place = np.arange(rows.shape[1])
+    first = np.where(np.diff(held, axis=1, prepend=-1) != 0, place, 0)
+    again = np.empty_like(order)
+    np.put_along_axis(again, order, place - np.maximum.accumulate(first, axis=1), axis=1)
+    row = np.arange(rows.shape[0], dtype=np.int64)[:, None]
+    keys: NDArray[np.int64] = ((row * experts + rows) * rows.shape[1] + again).ravel()
+    return keys
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochPlan:
+    """One transaction: from the placement with `base_digest` to `target`.
+
+    layers: `[n]` int32, changed layers, ascending. transfers: `[m, 9]` int32, columns `Col`, in the
+    order in which every rank issues its own. rounds: number of rounds. Arrays are read-only.
+    """
+
+    base_digest: str
+    target: Placement
+    layers: NDArray[np.int32]
+    transfers: Transfers
+    rounds: int
+
+    @property
+    def moves(self) -> int:
+        """Slots written, local copies included."""
+        return len(self.transfers)
+
+    def bytes(self, expert_bytes: int) -> int:
+        """Bytes that cross ranks, `expert_bytes` per expert."""
+        crossing = self.transfers[:, Col.SRC] != self.transfers[:, Col.DST]
+        return int(np.count_nonzero(crossing)) * expert_bytes
+
+    def for_rank(self, rank: int) -> Transfers:
+        """The rows that `rank` sends or receives, in order; read-only."""
+        mine = (self.transfers[:, Col.SRC] == rank) | (self.transfers[:, Col.DST] == rank)
+        rows: Transfers = self.transfers[mine]
+        rows.setflags(write=False)
+        return rows
+
+
+class Plan:
+    """The way from one placement to another. Deterministic: equal arguments give equal epochs.
+
+    current, target: of one shape, every expert placed (PlacementError otherwise); what is reached
+    is `target` up to the order of slots within a rank. layer_heat: `[layers]`, higher goes first,
+    for example the busiest rank's load minus the mean; None for layer order. Every placement on the
+    way places every expert, and a rank holds an expert twice only where `current` or `target` does.
+    """
+
+    def __init__(
+        self,
+        current: Placement,
+        target: Placement,
+        topology: Topology,
+        layer_heat: NDArray[np.generic] | None = None,
+    ) -> None:
+        for placement in (current, target):
+            validate(
+                placement.slots,
+                experts=current.experts,
+                topology=topology,
+                layers=current.layers,
+                allow_duplicates=True,
+            )
+        heat = np.zeros(current.layers) if layer_heat is None else np.asarray(layer_heat)
+        if heat.shape != (current.layers,):
+            raise LocalProtocolError(
+                f"plan: layer_heat has shape {heat.shape}, expected ({current.layers},)"
+            )
+        self._topology = topology
+        self._base = current
+        self._current = current
+        self._aligned = align(current, target)
+        changed = current.slots != self._aligned.slots
+        self.moves = int(np.count_nonzero(changed))
+        """Slots that the whole plan writes."""
+        self._remaining = self.moves
+        order = np.argsort(-heat.astype(np.float64), kind="stable")
+        self._order: list[int] = order[changed.any(axis=(1, 2))[order]].tolist()
+        self._pending: dict[int, list[Chain]] = {}
+        self._offered: tuple[_Basket, Placement] | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Moves that no settled epoch has made."""
+        return self._remaining
+
+    @property
+    def base(self) -> Placement:
+        """The placement that the next epoch starts from."""
+        return self._base
+
+    def next_epoch(
+        self, experts_per_rank: int = 2, max_moves: int | None = None
+    ) -> EpochPlan | None:
+        """Cut the next epoch, hottest layers first; None when the target is reached.
+
+        experts_per_rank: most experts that a rank receives, which is its number of staging buffers;
+        any number from 1 serves. max_moves: most moves over all ranks. Only a ring, moves that must
+        commit together, may exceed it, and then the epoch is that ring alone, with at most one move
+        per rank. Changes nothing: until `settled`, asking again with equal arguments gives an equal
+        epoch.
+        """
+        if experts_per_rank < 1 or (max_moves is not None and max_moves < 1):
+            raise LocalProtocolError(
+                f"plan: an epoch of {experts_per_rank} experts per rank and {max_moves} moves "
+                "makes no progress; give at least 1 of each"
+            )
+        if not self._remaining:
+            return None
+        basket = self._fill(experts_per_rank, max_moves)
+        target, transfers = self._transfers(basket)
+        self._offered = (basket, target)
+        layers = np.array(sorted({layer for layer, _ in basket.writes}), dtype=np.int32)
+        layers.setflags(write=False)
+        rounds = int(transfers[-1, Col.ROUND]) + 1
+        return EpochPlan(self._base.digest, target, layers, transfers, rounds)
+
+    def settled(self) -> None:
+        """Advance past the epoch last given out, which every rank has committed."""
+        if self._offered is None:
+            raise LocalProtocolError("plan: settled() without an epoch; call next_epoch() first")
+        basket, self._base = self._offered
+        for chain, units in basket.taken:
+            del chain[:units]
+        self._remaining -= len(basket.writes)
+        self._offered = None
+
+    def _layers(self) -> Iterator[tuple[int, list[Chain]]]:
+        """Layers with moves left, hottest first; cut into chains when first looked at."""
+        for layer in self._order:
+            if layer not in self._pending:
+                old, new = self._current.slots[layer], self._aligned.slots[layer]
+                self._pending[layer] = chains(old, new)
+            self._pending[layer] = left = [chain for chain in self._pending[layer] if chain]
+            if left:
+                yield layer, left
+
+    def _fill(self, experts_per_rank: int, max_moves: int | None) -> _Basket:
+        basket = _Basket(self._topology.ranks, experts_per_rank, max_moves)
+        for layer, pending in self._layers():
+            basket.open(layer, self._base.slots[layer])
+            for chain in pending:
+                basket.offer(chain)
+            if basket.is_full:
+                break
+        if not basket.writes:
+            layer, pending = next(self._layers())
+            basket.open(layer, self._base.slots[layer])
+            basket.force(pending[0])
+        return basket
+
+    def _transfers(self, basket: _Basket) -> tuple[Placement, Transfers]:
+        """The epoch's target and its transfers."""
+        slots = self._base.slots.copy()
+        table = np.full((len(basket.writes), len(Col)), -1, dtype=np.int32)
+        used = [0] * self._topology.ranks
+        for row, (layer, (rank, slot, expert)) in enumerate(sorted(basket.writes)):
+            slots[layer, rank, slot] = expert
+            table[row, Col.LAYER] = layer
+            table[row, Col.EXPERT] = expert
+            table[row, Col.DST :] = (rank, slot, used[rank])
+            used[rank] += 1
+        slots.setflags(write=False)
+        placed = assign_sources(table, self._base, self._topology)
+        return Placement(slots, self._base.experts), colour(placed)
+
+
+class _Basket:
+    """What one epoch takes, and how much room is left on each rank to receive and to send.
+
+    The room to send is a guess, made with the holder that has most left; `sources` decides. It
+    keeps out units that would only lengthen the epoch by rounds in which most ranks idle.
+    """
+
+    def __init__(self, ranks: int, experts_per_rank: int, max_moves: int | None) -> None:
+        self.writes: list[tuple[int, Write]] = []
+        """With the layer of each."""
+        self.taken: list[tuple[Chain, int]] = []
+        """Chains and how many of their first units are in."""
+        self._layer = -1
+        self._holders: defaultdict[int, list[int]] = defaultdict(list)
+        self._receives = [experts_per_rank] * ranks
+        self._sends = [experts_per_rank] * ranks
+        self._full = 0
+        """Bit set of the ranks that can receive no more."""
+        self._all = (1 << ranks) - 1
+        self._moves = ranks * experts_per_rank if max_moves is None else max_moves
+        self._patience = _PATIENCE * ranks
+
+    @property
+    def is_full(self) -> bool:
+        """Whether looking further is not worth it."""
+        return self._full == self._all or len(self.writes) >= self._moves or self._patience <= 0
+
+    def open(self, layer: int, slots: NDArray[np.int32]) -> None:
+        """Go on to a layer that now holds `slots`, `[ranks, slots_per_rank]`."""
+        self._layer = layer
+        self._holders = defaultdict(list)
+        for rank, row in enumerate(slots.tolist()):
+            for expert in row:
+                self._holders[expert].append(rank)
+
+    def offer(self, chain: Chain) -> None:
+        """Take as many units from the front of `chain` as fit."""
+        units = 0
+        while units < len(chain) and self._fits(chain[units]):
+            self._put(chain[units])
+            units += 1
+        self._patience -= units < len(chain)
+        if units:
+            self.taken.append((chain, units))
+
+    def force(self, chain: Chain) -> None:
+        """Take the first unit of `chain`, however large."""
+        self._put(chain[0])
+        self.taken.append((chain, 1))
+
+    def _fits(self, unit: Unit) -> bool:
+        if unit.ranks & self._full or len(self.writes) + len(unit.writes) > self._moves:
+            return False
+        needed = Counter(self._sender(rank, expert) for rank, _, expert in unit.writes)
+        return all(self._sends[rank] >= sends for rank, sends in needed.items())
+
+    def _sender(self, rank: int, expert: int) -> int:
+        """The holder with most room left to send to `rank`."""
+        return max(self._holders[expert], key=self._sends.__getitem__)
+
+    def _put(self, unit: Unit) -> None:
+        senders = [self._sender(rank, expert) for rank, _, expert in unit.writes]
+        for write, sender in zip(unit.writes, senders, strict=True):
+            rank, _, expert = write
+            self.writes.append((self._layer, write))
+            self._receives[rank] -= 1
+            if not self._receives[rank]:
+                self._full |= 1 << rank
+            self._sends[sender] -= 1
+            # What was received can be sent on from its staging buffer.
+            self._holders[expert].append(rank)
+
+
+def _check_shapes(current: Placement, target: Placement) -> None:
+    ours = (*current.slots.shape, current.experts)
+    theirs = (*target.slots.shape, target.experts)
+    if ours != theirs:
+        raise PlacementError(
+            f"plan: target has (layers, ranks, slots_per_rank, experts) {theirs}, expected {ours} "
+            "as in the current placement"
+        )
