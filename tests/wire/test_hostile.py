@@ -209,7 +209,7 @@ def test_an_over_long_header_is_not_even_parsed() -> None:
 
 
 def test_an_over_long_message_is_not_even_parsed() -> None:
-    with pytest.raises(RemoteProtocolError, match="expected a message of at most 16777216 bytes"):
+    with pytest.raises(RemoteProtocolError, match="expected a message of at most 67108864 bytes"):
         AGENT.decode([b"", b"\0" * (MAX_MESSAGE_BYTES + 1)])
     with pytest.raises(RemoteProtocolError, match="at most 10 bytes, got 11 in 2 frames"):
         AGENT.decode([b"\0" * 10, b"\0"], max_bytes=10)

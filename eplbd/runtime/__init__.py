@@ -1,0 +1,1 @@
+"""The daemon's shell: sockets, files, clocks, processes. Decides nothing; `eplbd.core` does."""
