@@ -61,8 +61,8 @@ class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: Literal["dynamic", "hold"] = "dynamic"
     interval_s: Seconds = 10.0
-    window_steps: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
-    min_steps: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
+    window_steps: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
+    min_steps: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 64
     par_trigger: Annotated[float, msgspec.Meta(ge=1.0, le=1000.0)] = 1.05
     horizon_s: Seconds = 600.0
     min_gain: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.01
