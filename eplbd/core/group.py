@@ -170,12 +170,16 @@ class Group:
         self.lane = max(self.lane, message.lane)
         if self.placement is None:
             self._recover()
-        elif message.standing is Standing.IDLE and not self.leader:
-            if (message.epoch, message.digest) == (self.epoch, self.placement.digest):
-                self.unsettled.discard(rank)
-            elif message.epoch >= self.epoch or message.forward >= self.at:
-                # Not merely said before the last flip and delivered after it.
-                self.freeze(f"rank {rank} holds map {message.digest} of epoch {message.epoch}")
+        elif self.leader:
+            return
+        elif message.standing is not Standing.IDLE:
+            # The epoch was closed without this rank: its register says abort, or nothing.
+            self.send(rank, m.Abort(self.term, message.pending, "the epoch is over"))
+        elif (message.epoch, message.digest) == (self.epoch, self.placement.digest):
+            self.unsettled.discard(rank)
+        elif message.epoch >= self.epoch or message.forward >= self.at:
+            # Not merely said before the last flip and delivered after it.
+            self.freeze(f"rank {rank} holds map {message.digest} of epoch {message.epoch}")
 
     def _recover(self) -> None:
         """Take the map over from the ranks, once all of them stand idle on one."""

@@ -1,0 +1,1 @@
+"""A simulated group: real machines, simulated network, register, transport and clock."""

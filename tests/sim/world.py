@@ -1,0 +1,420 @@
+"""A group, its leader and everything between them, stepped by a schedule.
+
+The leader is the real `Node`, the agents are real `Agent`s; network, register, transport, policy
+and clock are plain queues here. After every step the world asserts what must never be false:
+
+- ranks that run the same forward use the same map;
+- a slot holds the bytes of the expert that the map routes to it;
+- a rank never waits for a peer that walked away from a round which both had begun.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eplbd.core import messages as m
+from eplbd.core.agent_events import (
+    Discard,
+    RegisterAnswered,
+    Reserve,
+    RoundsDone,
+    RoundsFailed,
+    RunRounds,
+)
+from eplbd.core.events import (
+    AskPolicy,
+    CycleEnded,
+    Effect,
+    EpochEnded,
+    Event,
+    Note,
+    Persist,
+    PolicyAnswered,
+    Received,
+    Restored,
+    Send,
+    Tick,
+)
+from eplbd.core.node import Node
+from eplbd.core.placement import Placement
+from eplbd.core.rounds import Col
+from eplbd.core.settings import BalanceSettings, EpochSettings, SessionSettings, Settings
+from tests.sim.rank import WRONG, Job, SimRank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+QUICK = Settings(
+    balance=BalanceSettings(
+        interval_s=0.2, window_steps=16, min_steps=4, par_trigger=1.0, min_gain=-1e9, pause_s=0.1
+    ),
+    epoch=EpochSettings(
+        margin_forwards=4,
+        guard_forwards=2,
+        prepare_timeout_s=1.0,
+        stage_timeout_s=2.0,
+        arm_timeout_s=1.0,
+        decide_timeout_s=0.5,
+        settle_timeout_s=1.0,
+        resend_s=0.1,
+    ),
+    session=SessionSettings(heartbeat_s=0.2, silence_s=1.0),
+)
+"""Everything is accepted and soon over, so that short schedules see whole rebalances."""
+
+TICK_S = 0.05
+
+
+@dataclass
+class Shape:
+    """Size of a simulated group."""
+
+    layers: int = 2
+    experts: int = 5
+    ranks: int = 3
+    slots_per_rank: int = 3
+
+
+@dataclass
+class World:
+    """The simulation. `random` decides everything that the schedule leaves open."""
+
+    shape: Shape = field(default_factory=Shape)
+    settings: Settings = QUICK
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.now = 0.0
+        self.register: dict[tuple[object, ...], m.Verdict] = {}
+        self.used: dict[int, str] = {}
+        self.broken: set[tuple[int, int]] = set()
+        """Epochs in which a transfer failed: there a rank may wait in vain, until it times out."""
+        self.log: list[Effect] = []
+        self.counts: Counter[str] = Counter()
+        self.stored: dict[str, tuple[int, int]] = {}
+        self.lives = 0
+        self.restart_group()
+        self.node: Node | None = None
+        self.start_daemon()
+
+    # --- lives and deaths -----------------------------------------------------------------------
+
+    def restart_group(self) -> None:
+        """Start all ranks anew, on the engine's initial layout."""
+        self.lives += 1
+        shape = self.shape
+        initial = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
+        self.ranks = [SimRank(rank, initial, f"{self.lives:04}") for rank in range(shape.ranks)]
+        self.up: list[deque[tuple[int, m.Message]]] = [deque() for _ in self.ranks]
+        self.down: list[deque[m.FromLeader]] = [deque() for _ in self.ranks]
+        self.sent = [0] * shape.ranks
+        self.register.clear()
+        self.used.clear()
+
+    def start_daemon(self, *, stale: bool = False) -> None:
+        """Start a daemon with the stored state, or with none or an old one."""
+        self.node = Node(self.settings)
+        self.proposals: deque[AskPolicy] = deque()
+        self.feed(Tick(self.now))
+        for group, (term, epoch) in self.stored.items():
+            self.feed(Restored(group, 0 if stale else term, 0 if stale else epoch))
+
+    def kill_daemon(self) -> None:
+        """SIGKILL: what it had queued to send is gone, what was on the way to it too."""
+        self.node = None
+        for queue in self.up:
+            queue.clear()
+
+    # --- the daemon's shell ---------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Give the daemon an event and perform its effects."""
+        if self.node is None:
+            return
+        for effect in self.node.step(event):
+            match effect:
+                case Send(peer, message):
+                    rank = int(peer.split(b".")[0])
+                    if peer == self.peer(rank):
+                        self.down[rank].append(message)
+                case AskPolicy():
+                    self.proposals.append(effect)
+                case Persist(group, term, epoch, _):
+                    self.stored[group] = (term, epoch)
+                case EpochEnded() | CycleEnded() | Note():
+                    self.log.append(effect)
+                case _:
+                    pass
+        self.node.check()
+
+    def peer(self, rank: int) -> bytes:
+        """Return the transport's identity of a rank."""
+        return f"{rank}.{self.lives}".encode()
+
+    def answer_policy(self) -> None:
+        """Propose any valid placement: what is proposed is not the protocol's concern."""
+        ask = self.proposals.popleft()
+        shape = self.shape
+        rows = ask.current.slots.copy()
+        for layer in range(shape.layers):
+            rows[layer] = self.shuffled()
+        self.feed(PolicyAnswered(ask.request, rows, 0.01))
+
+    def shuffled(self) -> np.ndarray:
+        """One layer in which every expert is placed and no rank holds one twice."""
+        shape = self.shape
+        while True:
+            spare = shape.ranks * shape.slots_per_rank - shape.experts
+            bag = [*range(shape.experts), *self.random.choices(range(shape.experts), k=spare)]
+            self.random.shuffle(bag)
+            row = np.array(bag, dtype=np.int32).reshape(shape.ranks, shape.slots_per_rank)
+            if all(len(set(held)) == len(held) for held in row.tolist()):
+                return row
+
+    # --- network --------------------------------------------------------------------------------
+
+    def collect(self, rank: int) -> None:
+        """Put what a rank said on the wire; without a daemon it goes nowhere."""
+        for message in self.ranks[rank].outbox:
+            self.sent[rank] += 1
+            if self.node is not None:
+                self.up[rank].append((self.sent[rank], message))
+        self.ranks[rank].outbox.clear()
+
+    def deliver_up(self, rank: int) -> None:
+        """The oldest message of a rank reaches the daemon."""
+        seq, message = self.up[rank].popleft()
+        self.feed(Received(self.peer(rank), seq, message))
+
+    def deliver_down(self, rank: int) -> None:
+        """The oldest message to a rank reaches it."""
+        self.ranks[rank].heard(self.down[rank].popleft())
+
+    def disturb(self, rank: int, what: str, *, upward: bool) -> None:
+        """Drop, repeat or reorder on one of a rank's two ways."""
+        queue: deque[Any] = self.up[rank] if upward else self.down[rank]
+        if not queue:
+            return
+        match what:
+            case "drop":
+                queue.popleft()
+            case "repeat":
+                queue.append(queue[0])
+            case _:
+                queue.rotate(1)
+
+    # --- stager and register --------------------------------------------------------------------
+
+    def run_stager(self, rank: int) -> None:
+        """Let a rank's stager do one thing."""
+        me = self.ranks[rank]
+        job = me.stager[0]
+        match job.effect:
+            case Reserve():
+                me.reserve()
+            case Discard():
+                me.discard()
+            case RunRounds():
+                self._run_round(me, job)
+
+    def _run_round(self, me: SimRank, job: Job) -> None:
+        prepare = me.reserved
+        assert prepare is not None
+        if job.round >= prepare.rounds:
+            self._finish(me, job)
+            return
+        waiting = False
+        for row in me.transfers(job.round):
+            key = tuple(int(v) for v in row)
+            if key in job.done:
+                continue
+            if int(row[Col.SRC]) == me.rank and int(row[Col.DST]) == me.rank:
+                me.buffers[int(row[Col.DST_BUFFER])] = me.read(row)
+                job.done.add(key)
+                continue
+            waiting |= not self._meet(me, job, row, key)
+        if not waiting:
+            job.round += 1
+
+    def _meet(self, me: SimRank, job: Job, row: np.ndarray, key: tuple[int, ...]) -> bool:
+        """Move a transfer's bytes if both ends are in its round."""
+        src, dst = self.ranks[int(row[Col.SRC])], self.ranks[int(row[Col.DST])]
+        other = dst if me is src else src
+        theirs = other.rounds()
+        assert isinstance(job.effect, RunRounds)
+        same = (
+            theirs is not None
+            and isinstance(theirs.effect, RunRounds)
+            and (theirs.effect.term, theirs.effect.epoch) == (job.effect.term, job.effect.epoch)
+        )
+        if not same or theirs is None:
+            self._await(me, job, other, job.effect)
+            return False
+        if theirs.round != job.round:
+            return False
+        dst.buffers[int(row[Col.DST_BUFFER])] = src.read(row)
+        job.done.add(key)
+        theirs.done.add(key)
+        return True
+
+    def _await(self, me: SimRank, job: Job, other: SimRank, effect: RunRounds) -> None:
+        """A peer that is not in the rounds must still have them before it, or a transfer failed."""
+        if (effect.term, effect.epoch) in self.broken:
+            if other.agent.pending != effect.epoch and me.reserved is not None:
+                job.round, job.broken = me.reserved.rounds, f"rank {other.rank} did not answer"
+            return
+        agent = other.agent
+        queued = any(
+            isinstance(job.effect, RunRounds) and job.effect.epoch == effect.epoch
+            for job in other.stager
+        )
+        assert queued or agent.pending == effect.epoch, (
+            f"rank {other.rank} walked away from epoch {effect.epoch}: peers wait for its bytes"
+        )
+
+    def _finish(self, me: SimRank, job: Job) -> None:
+        assert me.reserved is not None
+        assert isinstance(job.effect, RunRounds)
+        me.stager.popleft()
+        rows = me.reserved.transfers[me.reserved.transfers[:, Col.DST] == me.rank]
+        bad = [
+            row
+            for row in rows
+            if me.buffers.get(int(row[Col.DST_BUFFER]))
+            != (int(row[Col.LAYER]), int(row[Col.EXPERT]))
+        ]
+        term, epoch = job.effect.term, job.effect.epoch
+        if bad or job.broken:
+            me.step(RoundsFailed(term, epoch, job.broken or "checksum", bool(job.broken)))
+        else:
+            me.step(RoundsDone(term, epoch, me.forward))
+
+    def fail_rounds(self, rank: int) -> None:
+        """A transfer fails: every rank of the round ends its rounds, broken."""
+        for other in self.ranks:
+            job = other.rounds()
+            if job is not None and other.reserved is not None:
+                assert isinstance(job.effect, RunRounds)
+                self.broken.add((job.effect.term, job.effect.epoch))
+                job.round, job.broken = other.reserved.rounds, f"transfer of rank {rank} failed"
+
+    def corrupt(self, rank: int) -> None:
+        """A byte flips in a staging buffer before it was verified."""
+        me = self.ranks[rank]
+        if me.rounds() is not None and me.buffers:
+            me.buffers[self.random.choice(sorted(me.buffers))] = WRONG
+
+    def run_registrar(self, rank: int) -> None:
+        """Let a rank ask the register: the first writer decides for all."""
+        ask = self.ranks[rank].registrar.popleft()
+        key = (ask.term, ask.epoch, ask.gate, ask.attempt)
+        verdict = self.register.setdefault(key, ask.proposal)
+        self.ranks[rank].step(RegisterAnswered(ask.term, ask.epoch, ask.gate, ask.attempt, verdict))
+
+    # --- clock ----------------------------------------------------------------------------------
+
+    def may_forward(self, rank: int) -> bool:
+        """Forwards are collective: no rank is more than one ahead."""
+        me = self.ranks[rank]
+        return not me.blocked and me.forward == min(r.forward for r in self.ranks)
+
+    def run_forward(self, rank: int) -> None:
+        """Run one forward of a rank and hold it against the others'."""
+        me = self.ranks[rank]
+        me.run_forward()
+        digest = me.map.digest
+        assert self.used.setdefault(me.forward, digest) == digest, (
+            f"forward {me.forward}: rank {rank} uses map {digest}, another used {self.used[me.forward]}"
+        )
+        me.check_contents()
+        self.counts["forwards"] += 1
+        if me.forward % 2 == 0 and me.agent.connected:
+            self._report_heat(me)
+
+    def _report_heat(self, me: SimRank) -> None:
+        """Report the two newest forwards, if both were run under the map in force."""
+        digest = me.map.digest
+        if self.used.get(me.forward - 1) != digest or me.agent.placement.digest != digest:
+            return
+        shape = self.shape
+        heat = 1 + np.arange(shape.experts, dtype=np.int32) * 3
+        counts = np.stack([heat[me.map.slots[:, me.rank]]] * 2).astype(np.int32)
+        me.outbox.append(
+            m.HeatReport(
+                epoch=me.agent.epoch,
+                first_forward=me.forward - 1,
+                phase="decode",
+                counts=counts,
+                routed=counts.sum(axis=(1, 2), dtype=np.int64),
+                tokens=np.full(2, 8, dtype=np.int32),
+                dummy=np.zeros(2, dtype=np.bool_),
+            )
+        )
+
+    def tick(self) -> None:
+        """Time goes on everywhere."""
+        self.now += TICK_S
+        self.feed(Tick(self.now))
+        for me in self.ranks:
+            if not me.stopped:
+                me.tick(self.now)
+
+    # --- schedules ------------------------------------------------------------------------------
+
+    def actions(self) -> list[Callable[[], None]]:
+        """Everything that could happen now without a fault."""
+        doable: list[Callable[[], None]] = [self.tick]
+        if self.proposals and self.node:
+            doable.append(self.answer_policy)
+        for rank, me in enumerate(self.ranks):
+            self.collect(rank)
+            if self.up[rank] and self.node:
+                doable.append(lambda rank=rank: self.deliver_up(rank))
+            if me.stopped:
+                continue
+            if self.down[rank]:
+                doable.append(lambda rank=rank: self.deliver_down(rank))
+            if me.stager:
+                doable.append(lambda rank=rank: self.run_stager(rank))
+            if me.registrar:
+                doable.append(lambda rank=rank: self.run_registrar(rank))
+            if self.may_forward(rank):
+                doable.append(lambda rank=rank: self.run_forward(rank))
+        return doable
+
+    def run(self, steps: int) -> None:
+        """Do `steps` random things."""
+        for _ in range(steps):
+            self.random.choice(self.actions())()
+
+    def settle(self, limit: int = 4000) -> None:
+        """Without further faults: the group must become ready and settle another epoch."""
+        for me in self.ranks:
+            me.stopped = False
+        if self.node is None:
+            self.start_daemon()
+        before = self.settled
+        for _ in range(limit):
+            self.run(20)
+            if self.settled > before:
+                return
+        raise AssertionError(f"nothing settled any more: {self.story()}")
+
+    @property
+    def settled(self) -> int:
+        """Epochs settled so far, over all daemons."""
+        return sum(isinstance(e, EpochEnded) and e.outcome == "settled" for e in self.log)
+
+    def story(self) -> str:
+        """Where everybody stands, and the last of the log."""
+        ranks = [
+            (r.agent.standing, r.agent.term, r.agent.epoch, r.agent.pending, r.forward)
+            for r in self.ranks
+        ]
+        return f"{ranks}\n" + "\n".join(map(repr, self.log[-20:]))
