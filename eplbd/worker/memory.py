@@ -84,7 +84,7 @@ class MemoryFabric:
 
 
 class MemoryExecutor:
-    """The executor of `rank` over `fabric`; see `Executor`. layers: its weights, written in place."""
+    """The executor of `rank` over `fabric`; see `Executor`. layers: weights, written in place."""
 
     def __init__(
         self,

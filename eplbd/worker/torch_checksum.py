@@ -35,10 +35,13 @@ _HALF = 0xFFFF_FFFF
 class Checksums:
     """Checksums of one set of tensors, of `sizes` bytes each, on `device`.
 
-    Keeps its temporaries; for one thread, on one stream at a time.
+    Keeps its temporaries; for one thread, on one stream at a time. unaligned: some tensor may start
+    at no multiple of eight bytes; such tensors go through a temporary of at most 1 MiB.
     """
 
-    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], device: torch.device, *, unaligned: bool = True
+    ) -> None:
         self._rows = [size // _ROW_BYTES for size in sizes]
         width = max([*self._rows, _COLUMNS - 1]) + 1
         count = len(sizes)
@@ -46,7 +49,8 @@ class Checksums:
         self._sums = torch.zeros((count, 2, width), dtype=torch.int64, device=device)
         self._rests = torch.zeros((count, _ROW_BYTES), dtype=torch.uint8, device=device)
         self._weights = torch.arange(1, width + 1, dtype=torch.int64, device=device)
-        self._piece = torch.empty(0, dtype=torch.uint8, device=device)
+        rows = min(_PIECE_ROWS if unaligned else 1, max(self._rows))
+        self._piece = torch.empty(rows * _ROW_BYTES, dtype=torch.uint8, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -73,16 +77,14 @@ class Checksums:
 
     def _add_rows(self, index: int, body: Tensor) -> None:
         """Sum whole rows; a tensor that does not start at a multiple of eight goes by pieces."""
-        aligned = body.data_ptr() % 8 == 0
-        step = body.numel() if aligned else _PIECE_ROWS * _ROW_BYTES
+        # torch asks for the offset in the storage, the processor for the address.
+        aligned = body.storage_offset() % 8 == 0 and body.data_ptr() % 8 == 0
+        step = body.numel() if aligned else self._piece.numel()
         for start in range(0, body.numel(), step):
             piece = body[start : start + step]
-            words = (piece if aligned else self._moved(piece)).view(torch.int64).view(-1, _COLUMNS)
+            if not aligned:
+                piece = self._piece[: piece.numel()].copy_(piece)
+            words = piece.view(torch.int64).view(-1, _COLUMNS)
             row = start // _ROW_BYTES
             torch.sum(words, 1, out=self._sums[index, 0, row : row + len(words)])
             self._sums[index, 1, :_COLUMNS] += words.sum(0)
-
-    def _moved(self, piece: Tensor) -> Tensor:
-        if not self._piece.numel():
-            self._piece = self._rests.new_empty(_PIECE_ROWS * _ROW_BYTES)
-        return self._piece[: piece.numel()].copy_(piece)

@@ -94,6 +94,16 @@ class ExpertTensors:
         """Bytes of the largest expert, all its tensors together."""
         return max(map(sum, self._sizes))
 
+    @property
+    def unaligned(self) -> bool:
+        """Some slot of some tensor starts at no multiple of eight bytes."""
+        return any(
+            _slot(tensors, slot).data_ptr() % 8
+            for layer in self._layers
+            for tensors in layer.values()
+            for slot in range(self.slots)
+        )
+
     def describe(self) -> tuple[TensorSpec, ...]:
         """Every tensor to move, by layer, in the order of names."""
         return self._specs

@@ -62,7 +62,8 @@ class Staging:
         sizes = [experts.sizes(layer) for layer in range(experts.layers)]
         layouts = {each: Layout(each) for each in set(sizes)}
         self._layouts = [layouts[each] for each in sizes]
-        self._checksums = {each: Checksums(each, device) for each in layouts}
+        unaligned = experts.unaligned
+        self._checksums = {each: Checksums(each, device, unaligned=unaligned) for each in layouts}
         self.largest = max(layout.nbytes for layout in layouts.values())
         headers = max(layout.header_bytes for layout in layouts.values())
         memory = torch.empty((count, self.largest), dtype=torch.uint8, device=device)
