@@ -1,4 +1,4 @@
-"""The house rules no linter knows: size of files and functions, their names, their docstrings."""
+"""House rules that no linter knows: sizes, names, docstrings, and where torch may be imported."""
 
 import ast
 from collections.abc import Iterator
@@ -22,6 +22,17 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
     """Each source as `(path below the repository, syntax tree)`."""
     for path in sources():
         yield str(path.relative_to(REPOSITORY)), ast.parse(path.read_bytes(), str(path))
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Modules that an import statement names; none for any other node."""
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=str(module)):
+            return [module]
+        case _:
+            return []
 
 
 def test_files_are_short() -> None:
@@ -56,3 +67,15 @@ def test_files_and_folders_are_nouns_of_the_domain() -> None:
 def test_every_module_says_what_it_owns() -> None:
     silent = [path for path, tree in trees() if not ast.get_docstring(tree)]
     assert not silent, "\n".join(silent)
+
+
+def test_torch_stays_in_the_files_named_after_it() -> None:
+    strays = [
+        f"{path} imports {name}"
+        for path, tree in trees()
+        if not path.startswith(("eplbd/worker/torch_", "eplbd/demo/", "tests/"))
+        for node in ast.walk(tree)
+        for name in imported(node)
+        if name.partition(".")[0] == "torch"
+    ]
+    assert not strays, "\n".join(strays)
