@@ -1,0 +1,130 @@
+"""The tables that tell a rank which slot serves an expert, written in place only.
+
+Owns the replica tables of all layers at one fixed address and the choice of a replica for each
+token. It must not know when or why a table changes: whoever commits an epoch calls `write`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eplbd.core.placement import Maps, Placement, derive_maps
+from eplbd.demo.shape import Shape
+from eplbd.errors import LocalProtocolError, PlacementError
+
+_KNUTH = 2654435761
+"""2^32 times the golden ratio's fraction: consecutive indices fall evenly over any number of bins
+(Knuth, The Art of Computer Programming, volume 3, section 6.4)."""
+_WORD_BITS = 32
+_WORD = (1 << _WORD_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapUpdate:
+    """New tables of some layers, ready to be copied.
+
+    layers: `[n]` int64. rows: `[n, width]` int32, one row per layer as `ReplicaMaps` lays it out.
+    """
+
+    layers: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenEntry:
+    """A table entry that was made wrong on purpose: global slot ids before and after."""
+
+    layer: int
+    expert: int
+    was: int
+    now: int
+
+
+class ReplicaMaps:
+    """Replica tables and slot contents of every layer; all ranks hold the same.
+
+    One int32 buffer `[layers, width]` holds everything of a layer in one row, so that a commit is
+    one in-place copy however many layers change. Views of it, at fixed addresses:
+
+    physical: `[layers, experts, ranks]` global slot ids, -1 where there is no such replica.
+    replica_count: `[layers, experts]`. slot_expert: `[layers, ranks, slots_per_rank]`.
+    """
+
+    def __init__(self, shape: Shape, placement: Placement) -> None:
+        self.shape = shape
+        layers, experts, ranks, slots = shape.layers, shape.experts, shape.ranks, shape.slots
+        self._buffer = torch.empty(layers, experts * ranks + experts + slots, dtype=torch.int32)
+        head, tail = experts * ranks, -slots
+        self.physical = self._buffer[:, :head].view(layers, experts, ranks)
+        self.replica_count = self._buffer[:, head:tail]
+        self.slot_expert = self._buffer[:, tail:].view(layers, ranks, shape.slots_per_rank)
+        every = np.arange(layers)
+        self.write(self.stage(every, placement.slots, derive_maps(placement)))
+
+    def stage(self, layers: NDArray[np.integer], slots: NDArray[np.int32], maps: Maps) -> MapUpdate:
+        """Lay out new tables of `layers` (`[n]`) for `write`; any thread, off the forward.
+
+        slots: `[n, ranks, slots_per_rank]`. maps: their derived tables. Raises PlacementError where
+        a replica table is wider than one slot of each rank.
+        """
+        shape = self.shape
+        n, _, width = maps.physical.shape
+        if width > shape.ranks:
+            raise PlacementError(
+                f"maps: an expert has {width} replicas, expected at most one on each of "
+                f"{shape.ranks} ranks; do not place an expert twice on a rank"
+            )
+        physical = np.full((n, shape.experts, shape.ranks), -1, dtype=np.int32)
+        physical[:, :, :width] = maps.physical
+        parts = (physical.reshape(n, -1), maps.replica_count, slots.reshape(n, -1))
+        rows = torch.from_numpy(np.concatenate(parts, axis=1))
+        return MapUpdate(torch.from_numpy(layers.astype(np.int64)), rows)
+
+    def write(self, update: MapUpdate) -> None:
+        """Put new tables in force: one copy, in the forward's own order, addresses stay."""
+        self._buffer.index_copy_(0, update.layers, update.rows)
+
+    def choose(self, layer: int, experts: Tensor, spread: Tensor) -> Tensor:
+        """`[n, topk]` int64 global slot ids that serve `experts` (`[n, topk]` int64).
+
+        spread: `[n, 1]` int64 of `spread_of`. A token takes one replica wherever it is computed.
+        """
+        count = self.replica_count[layer][experts]
+        replica = torch.bitwise_right_shift(spread * count, _WORD_BITS)
+        return self.physical[layer][experts, replica].long()
+
+    def break_entry(self, layer: int, expert: int, rank: int) -> BrokenEntry:
+        """Make one entry wrong on this rank: the replica of `expert` that `rank` itself holds.
+
+        The entry then names a slot of the next rank with another expert, so the error shows under
+        both dispatch modes: a wrong expert answers, or none does. Raises LocalProtocolError where
+        the rank does not hold the expert.
+        """
+        per_rank = self.shape.slots_per_rank
+        count = int(self.replica_count[layer, expert])
+        replicas: list[int] = self.physical[layer, expert, :count].tolist()
+        at = next((i for i, slot in enumerate(replicas) if slot // per_rank == rank), -1)
+        if at < 0:
+            raise LocalProtocolError(
+                f"maps: rank {rank} holds no replica of layer {layer}, expert {expert} to deny; "
+                "name an expert that it holds"
+            )
+        neighbour = (rank + 1) % self.shape.ranks
+        held: list[int] = self.slot_expert[layer, neighbour].tolist()
+        now = neighbour * per_rank + next(s for s, other in enumerate(held) if other != expert)
+        self.physical[layer, expert, at] = now
+        return BrokenEntry(layer, expert, replicas[at], now)
+
+
+def spread_of(index: Tensor) -> Tensor:
+    """`[n, 1]` int64 below 2^32: where each token of `index` (`[n]` int64) falls among replicas.
+
+    A multiplicative hash of the token's index in the step: evenly spread, no state, and the same on
+    every rank that computes it. `(spread * count) >> 32` is then a replica below `count`.
+    """
+    return ((index * _KNUTH) & _WORD)[:, None]

@@ -1,0 +1,141 @@
+"""The live model and its twin: the same tokens through experts that move and experts that do not.
+
+Owns the pair of one rank, the comparison of their outputs and the timing of both. It must not know
+what happens between two forwards: that is the `Hook`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eplbd.core.placement import Placement
+from eplbd.demo.dispatch import Mode, open_dispatch
+from eplbd.demo.experts import Experts, probe, same_bits
+from eplbd.demo.maps import BrokenEntry, MapUpdate, ReplicaMaps
+from eplbd.demo.model import Batch, Counters, Dense, MoeModel
+from eplbd.demo.shape import Shape
+
+
+class Engine(Protocol):
+    """What whoever commits an epoch may change in the engine."""
+
+    def write_maps(self, update: MapUpdate) -> None:
+        """Put staged maps in force; on the forward's thread, between two forwards."""
+
+
+class Hook(Protocol):
+    """What runs beside the live model's forwards, on their thread."""
+
+    def before(self) -> None:
+        """Before each forward of the live model."""
+
+    def after(self, batch: Batch) -> None:
+        """After each forward of the live model."""
+
+
+class NoHook:
+    """Nothing runs beside the forwards."""
+
+    def before(self) -> None:
+        """See `Hook`."""
+
+    def after(self, batch: Batch) -> None:
+        """See `Hook`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTaken:
+    """One step of one rank: whether both outputs are the same bits, and both forwards' seconds."""
+
+    identical: bool
+    live_s: float
+    twin_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Process groups of the two models, of all ranks and each of its own: they never share."""
+
+    live: dist.ProcessGroup
+    twin: dist.ProcessGroup
+
+
+class Pair:
+    """One rank's live model and twin. Both share the dense weights and gates.
+
+    Limits torch to one thread in this process, as ranks share the machine and sums must not be
+    split by load, and raises ConfigError where this machine's arithmetic fails `probe`.
+
+    placement: where the live experts start. origin: where the twin's stay, by default the same.
+    counters: the live model's, at addresses that someone else may have chosen.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        mode: Mode,
+        groups: Groups,
+        placement: Placement,
+        *,
+        seed: int = 0,
+        counters: Counters | None = None,
+        origin: Placement | None = None,
+    ) -> None:
+        torch.set_num_threads(1)
+        self._rank = rank = groups.live.rank()
+        dense = Dense(shape, seed)
+
+        def model(where: Placement, group: dist.ProcessGroup, counts: Counters) -> MoeModel:
+            experts = Experts(shape, where.slots[:, rank], seed)
+            dispatch = open_dispatch(mode, shape, rank, experts, group)
+            return MoeModel(dense, experts, ReplicaMaps(shape, where), dispatch, counts)
+
+        self.live = model(placement, groups.live, counters or Counters.zeros(shape))
+        self.twin = model(origin or placement, groups.twin, Counters.zeros(shape))
+        self._live_first = True
+        probe(self.live.experts)
+
+    def step(self, batch: Batch, hook: Hook) -> StepTaken:
+        """Run both models on one batch. Collective: every rank calls it for the same step.
+
+        They take turns at being first, so that neither is always the one that finds the caches warm
+        and the peers waiting.
+        """
+        self._live_first = not self._live_first
+        if self._live_first:
+            live, live_s = self._live(batch, hook)
+            twin, twin_s = self._twin(batch)
+        else:
+            twin, twin_s = self._twin(batch)
+            live, live_s = self._live(batch, hook)
+        return StepTaken(same_bits(live, twin), live_s, twin_s)
+
+    def break_map(self, layer: int) -> BrokenEntry:
+        """Make one entry of the live maps wrong, for a busy expert that this rank holds.
+
+        Busy by the twin's counts, which nobody resets.
+        """
+        seen = torch.zeros(self.live.maps.shape.experts, dtype=torch.int32)
+        stays = self.twin.maps.slot_expert[layer, self._rank]
+        seen.index_add_(0, stays, self.twin.counters.received[layer])
+        held = self.live.maps.slot_expert[layer, self._rank]
+        expert = int(held[seen[held].argmax()])
+        return self.live.maps.break_entry(layer, expert, self._rank)
+
+    def _live(self, batch: Batch, hook: Hook) -> tuple[Tensor, float]:
+        start = perf_counter()
+        hook.before()
+        output = self.live.forward(batch)
+        hook.after(batch)
+        return output, perf_counter() - start
+
+    def _twin(self, batch: Batch) -> tuple[Tensor, float]:
+        start = perf_counter()
+        output = self.twin.forward(batch)
+        return output, perf_counter() - start

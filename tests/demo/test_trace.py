@@ -1,0 +1,188 @@
+"""Recorded traces: what is refused, and that sampled routing has the recorded distribution."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from eplbd.demo.trace import HeatTrace, load_trace
+from eplbd.errors import ConfigError
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def arrays() -> Arrays:
+    """A well-formed trace: 3 windows, 2 layers, 8 experts, top-2."""
+    heat = np.random.default_rng(1).multinomial(400, [1 / 8] * 8, size=(3, 2))
+    return {
+        "heat": heat.astype(np.int32),
+        "topk": np.array(2),
+        "labels": np.array(["a", "", "c"]),
+        "meta": np.array(json.dumps({"model": "made up"})),
+    }
+
+
+def saved(folder: Path, content: Arrays) -> Path:
+    path = folder / "trace.npz"
+    np.savez(path, **content)  # type: ignore[arg-type]  # numpy types its own keyword alike
+    return path
+
+
+def test_a_well_formed_trace_is_read(tmp_path: Path) -> None:
+    content = arrays()
+    trace = load_trace(saved(tmp_path, content))
+    assert (trace.windows, trace.layers, trace.experts, trace.topk) == (3, 2, 8, 2)
+    np.testing.assert_array_equal(trace.heat, content["heat"])
+    assert [trace.label(w) for w in range(3)] == ["a", "window 1", "c"]
+    assert trace.meta == {"model": "made up"}
+    assert not trace.heat.flags.writeable
+
+
+def _without(name: str) -> Callable[[Arrays], object]:
+    return lambda content: content.pop(name)
+
+
+def _with(name: str, value: object) -> Callable[[Arrays], object]:
+    return lambda content: content.update({name: np.asarray(value)})
+
+
+def _heat_at(value: int) -> Callable[[Arrays], object]:
+    def spoil(content: Arrays) -> None:
+        heat = content["heat"].astype(np.int64)
+        heat[2, 1, 5] = value
+        content["heat"] = heat
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_without("heat"), "has no heat"),
+        (_without("labels"), "has no labels"),
+        (_with("heat", np.ones((3, 2, 8))), "heat is float64"),
+        (_with("heat", np.ones((3, 8), np.int32)), r"heat is int32 \[3, 8\]"),
+        (_with("heat", np.ones((0, 2, 8), np.int32)), "none of them 0"),
+        (_heat_at(-1), "window 2, layer 1, expert 5 is -1"),
+        (_heat_at(1 << 60), "window 2, layer 1, expert 5 is 1152921504606846976"),
+        (_heat_at(5000), "window 2, layer 1 counts expert 5 5000 times"),
+        (_with("heat", np.zeros((3, 2, 8), np.int32)), "window 0, layer 0 has 0 assignments"),
+        (_with("topk", 0), r"topk is int64 0; expected one integer within 1\.\.8"),
+        (_with("topk", 9), "topk is int64 9"),
+        (_with("topk", 2.0), "topk is float64"),
+        (_with("topk", [2]), "topk is int64"),
+        (_with("labels", ["a", "b"]), r"labels is <U1 \[2\]"),
+        (_with("labels", [1, 2, 3]), "labels is int64"),
+        (_with("meta", "{"), "meta is not JSON"),
+        (_with("meta", "[]"), "meta is a JSON list"),
+        (_with("meta", 3), "meta is int64"),
+    ],
+)
+def test_a_malformed_trace_is_refused_by_name(
+    tmp_path: Path, spoil: Callable[[Arrays], object], said: str
+) -> None:
+    content = arrays()
+    spoil(content)
+    path = saved(tmp_path, content)
+    with pytest.raises(ConfigError, match=said) as refusal:
+        load_trace(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_what_is_no_npz_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_trace(path)
+    path.write_text("not an archive", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_trace(path)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_trace(path)
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    path.write_bytes(single.getvalue())
+    with pytest.raises(ConfigError, match="single array"):
+        load_trace(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_trace(path)
+
+
+def test_a_pickle_inside_is_refused_and_not_run(tmp_path: Path) -> None:
+    content = arrays()
+    content["labels"] = np.array(["a", {}, "c"], dtype=object)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_trace(saved(tmp_path, content))
+
+
+@given(cut=st.integers(min_value=0, max_value=1 << 16))
+def test_a_damaged_file_is_an_error_of_the_operator(
+    cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = saved(tmp_path_factory.mktemp("damaged"), arrays())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: cut % len(whole)])
+    with pytest.raises(ConfigError):
+        load_trace(path)
+
+
+def skewed() -> HeatTrace:
+    """One window whose layer 0 has an expert that every token takes and one that none takes."""
+    rng = np.random.default_rng(2)
+    heat = np.zeros((1, 3, 32), dtype=np.int64)
+    heat[0, :, 2:] = rng.gamma(0.7, size=(3, 30)) * 500
+    tokens = -(-heat[0].sum(-1) // 3)
+    heat[0, :, 0] = tokens + np.arange(3)
+    heat[0, :, 2] += 4 * heat[0, :, 0] - heat[0].sum(-1)
+    heat.setflags(write=False)
+    return HeatTrace(heat, 4, ("",), {})
+
+
+def test_sampled_experts_are_distinct_and_follow_the_window() -> None:
+    trace = skewed()
+    tokens = 4000
+    chosen = trace.sample(0, tokens, np.random.default_rng(3))
+    assert chosen.shape == (3, tokens, 4)
+    ordered = np.sort(chosen, axis=2)
+    assert (ordered[:, :, 1:] != ordered[:, :, :-1]).all()
+
+    share = 4 * trace.heat[0] / trace.heat[0].sum(-1, keepdims=True)
+    found = np.stack([np.bincount(layer.ravel(), minlength=32) for layer in chosen])
+    assert (found[:, 1] == 0).all(), "an expert without heat was chosen"
+    assert (share[:, 0] == 1).all()
+    assert (found[:, 0] == tokens).all(), "an expert that every token takes was left out"
+
+    # Choices of different tokens are independent, so the squared deviations of the 30 uncertain
+    # experts add up to about their number, with variance twice that.
+    uncertain = (share > 0) & (share < 1)
+    spread = tokens * share * (1 - share)
+    square = np.where(uncertain, (found - tokens * share) ** 2 / np.where(uncertain, spread, 1), 0)
+    freedom = uncertain.sum(1)
+    assert (np.abs(square.sum(1) - freedom) < 4 * np.sqrt(2 * freedom)).all(), square.sum(1)
+
+
+def test_sampling_is_repeatable_and_changes_with_the_seed() -> None:
+    trace = skewed()
+    first, again, other = (trace.sample(0, 50, np.random.default_rng(s)) for s in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_every_recorded_trace_can_drive_the_demo(shared_traces: Path) -> None:
+    paths = sorted(shared_traces.glob("*.npz"))
+    assert paths
+    for path in paths:
+        trace = load_trace(path)
+        chosen = trace.sample(trace.windows - 1, 20, np.random.default_rng(0))
+        ordered = np.sort(chosen, axis=2)
+        assert (ordered[:, :, 1:] != ordered[:, :, :-1]).all(), path
+        held = np.take_along_axis(trace.heat[-1], chosen.reshape(trace.layers, -1), axis=1)
+        assert (held > 0).all(), path
