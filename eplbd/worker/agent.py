@@ -1,0 +1,350 @@
+"""The agent thread: the worker's only socket, around the epoch machine of `eplbd.core.agent`.
+
+Owns the DEALER, the inbox of the other threads and the order in which they are served. Must not
+know torch, nor decide anything: the machine does. The forward thread is never waited for and never
+made to wait, whatever becomes of the daemon, the socket or this thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Self
+
+import zmq
+
+from eplbd.core import agent_events as e
+from eplbd.core import messages as m
+from eplbd.core.agent import Agent
+from eplbd.core.events import Tick
+from eplbd.core.messages import Verdict
+from eplbd.core.placement import Placement
+from eplbd.errors import RemoteProtocolError
+from eplbd.wire.messages import AGENT, LEADER
+from eplbd.worker.executor import Executor
+from eplbd.worker.hook import Arm, ForwardHook
+from eplbd.worker.register import DecisionRegister, RegisterError
+from eplbd.worker.ring import HeatRing
+from eplbd.worker.stager import Engine, Registrar, Stager
+
+log = logging.getLogger("eplbd.worker")
+
+POLL_MS = 50
+"""Longest sleep: time goes on for the machine at least this often."""
+
+STOP_S = 5.0
+"""An open flip is decided before the thread ends; the register may take that long."""
+
+HIGH_WATER_MARK = 16
+"""Messages kept for a daemon that does not read; heat is dropped beyond, and counted."""
+
+RECEIVE_AT_ONCE = 64
+"""Messages handled before the other threads are served again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the agent says of itself in `Hello`; see there for the fields."""
+
+    group: str
+    incarnation: str
+    rank: int
+    node: str
+    dispatch: m.Dispatch = m.Dispatch.ALL_TO_ALL
+    counts: m.Counts = m.Counts.RECEIVED
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the agent works with; all of this rank alone, `register` shared through its store."""
+
+    executor: Executor
+    engine: Engine
+    ring: HeatRing
+    register: DecisionRegister
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatistics:
+    """Counts since attach."""
+
+    sent: int
+    dropped: int
+    """Messages that found the queue to the daemon full: control is asked for again, heat lost."""
+    garbled: int
+    stale: int
+    violations: int
+
+
+class AgentThread:
+    """One rank's agent. Enter it, call `hook` around every forward, leave it.
+
+    socket: ZeroMQ endpoint of the node's daemon. placement: in force at attach, equal on all ranks.
+    register_deadline_s: for one answer of the register.
+    """
+
+    def __init__(
+        self,
+        socket: str,
+        identity: Identity,
+        placement: Placement,
+        parts: Parts,
+        *,
+        register_deadline_s: float = 2.0,
+    ) -> None:
+        self._socket, self.identity = socket, identity
+        self._executor, self._ring, self._register = parts.executor, parts.ring, parts.register
+        self._deadline_s = register_deadline_s
+        self._inbox: deque[e.AgentEvent] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.machine = Agent(identity.rank, placement)
+        self.hook = ForwardHook(parts.executor, parts.ring, self._tell)
+        self._stager = Stager(identity.rank, parts.executor, parts.engine, self.hook, self._tell)
+        self._registrar = Registrar(
+            identity.group, parts.register, self._tell, deadline_s=register_deadline_s
+        )
+        self._arm: Arm | None = None
+        self._past: tuple[int, int, int] | None = None
+        self._pulsed = (0, 0.0, 0, 0.0, 0, 0.0)
+        self._seq = self._dropped = self._garbled = 0
+        self._stopping = False
+        self._refusal = ""
+        self._thread = threading.Thread(target=self._run, name="eplbd-agent", daemon=True)
+
+    # --- any thread -----------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Start the three threads. No daemon need be there."""
+        for thread in (self._stager.thread, self._registrar.thread, self._thread):
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Say goodbye and end the threads; forwards may go on without them."""
+        self._stopping = True
+        self._ring_bell()
+        self._thread.join(STOP_S)
+        self._stager.stop()
+        self._registrar.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the agent thread runs."""
+        return self._thread.is_alive()
+
+    def statistics(self) -> AgentStatistics:
+        """Return the counts."""
+        return AgentStatistics(
+            self._seq, self._dropped, self._garbled, self.machine.stale, self.machine.violations
+        )
+
+    def _tell(self, event: e.AgentEvent) -> None:
+        """Hand an event over; called by the stager, the registrar and the forward thread."""
+        self._inbox.append(event)
+        self._ring_bell()
+
+    def _ring_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    # --- the agent thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            self._dealer = context.socket(zmq.DEALER)
+            self._dealer.setsockopt(zmq.LINGER, 0)
+            self._dealer.setsockopt(zmq.IMMEDIATE, 1)
+            self._dealer.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+            self._dealer.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+            identity = self.identity
+            name = f"r{identity.rank}.{identity.incarnation}.{os.getpid()}"
+            self._dealer.setsockopt(zmq.IDENTITY, name.encode()[:255])
+            self._dealer.connect(self._socket)
+            self._serve()
+        except Exception:
+            # A supervisor: serving goes on with the map in force, and no flip is left undecided.
+            log.exception("rank %d: the agent ended, balancing is off", self.identity.rank)
+        finally:
+            self._release()
+            context.destroy(linger=100)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._dealer, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self._stopping:
+            ready = dict(poller.poll(POLL_MS))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            self._step(Tick(monotonic()))
+            self._receive()
+            while self._inbox:
+                self._step(self._inbox.popleft())
+            self._report_heat()
+        self._send(m.Bye("the worker leaves"))
+
+    def _release(self) -> None:
+        """Nobody serves the arm any more: let the register decide it before the thread is gone."""
+        arm, self._arm = self._arm, None
+        while arm is not None and arm.verdict is None:
+            key = self._registrar.key(arm.term, arm.epoch, m.Gate.FLIP, arm.attempt)
+            try:
+                arm.resolve(self._register.decide(key, Verdict.ABORT, deadline_s=self._deadline_s))
+            except RegisterError:
+                log.warning("rank %d: the register does not answer", self.identity.rank)
+
+    def _receive(self) -> None:
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                frames = self._dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                _, message = LEADER.decode(frames)
+            except RemoteProtocolError as error:
+                self._garbled += 1
+                log.warning("rank %d: daemon's message refused: %s", self.identity.rank, error)
+                continue
+            if isinstance(message, m.Refused) and message.reason != self._refusal:
+                self._refusal = message.reason
+                log.error("eplbd refuses this worker: %s", message.reason)
+            self._step(e.Heard(message))
+
+    def _step(self, event: e.AgentEvent) -> None:
+        for effect in self.machine.step(event):
+            self._perform(effect)
+
+    def _perform(self, effect: e.AgentEffect) -> None:
+        match effect:
+            case e.Reply(message):
+                self._send(message)
+            case e.SayHello(term):
+                self._send(self._hello(term))
+            case e.SayPulse():
+                self._send(self._pulse())
+            case e.Stand():
+                self._send(self._stands())
+            case e.Reserve():
+                self._retire_past()
+                self._stager.order(effect)
+            case e.RunRounds() | e.Discard():
+                self._stager.order(effect)
+            case e.PlaceArm():
+                self._place_arm(effect)
+            case e.ResolveArm(_, verdict):
+                assert self._arm is not None  # noqa: S101 - the machine resolves what it placed
+                self._arm.resolve(verdict)
+            case e.AskRegister():
+                self._registrar.order(effect)
+
+    def _place_arm(self, effect: e.PlaceArm) -> None:
+        about = effect.term, effect.epoch, effect.attempt
+        assert self._stager.write is not None  # noqa: S101 - arms follow a reservation
+        arm = Arm(*about, effect.at, effect.near, self._stager.write)
+        self._past = about
+        if self.hook.place(arm):
+            self._arm = arm
+            self._step(e.ArmPlaced(*about))
+        else:
+            self._step(e.ArmMissed(*about, self.hook.forward))
+
+    def _retire_past(self) -> None:
+        """A new epoch is prepared, so the one before has ended on every rank: forget its keys."""
+        if self._past is not None and self.identity.rank == 0:
+            self._registrar.retire(*self._past)
+        self._past = None
+
+    # --- what it says ---------------------------------------------------------------------------
+
+    def _send(self, message: m.FromAgent) -> None:
+        self._seq += 1
+        try:
+            self._dealer.send_multipart(AGENT.encode(message, self._seq), zmq.NOBLOCK)
+        except zmq.Again:
+            self._dropped += 1
+
+    def _hello(self, term: int) -> m.Hello:
+        placement, identity = self.machine.placement, self.identity
+        return m.Hello(
+            wire=m.WIRE_VERSION,
+            wire_min=m.WIRE_VERSION_MIN,
+            group=identity.group,
+            incarnation=identity.incarnation,
+            rank=identity.rank,
+            ranks=placement.ranks,
+            node=identity.node,
+            layers=placement.layers,
+            experts=placement.experts,
+            slots_per_rank=placement.slots_per_rank,
+            term=term,
+            expert_bytes=self._executor.expert_bytes,
+            layout_digest=self._executor.layout_digest,
+            dispatch=identity.dispatch,
+            counts=identity.counts,
+        )
+
+    def _stands(self) -> m.Stands:
+        machine, executor = self.machine, self._executor
+        # A broken lane is spent: the next one must be newer.
+        lane = executor.lane + 1 if executor.lane_broken else executor.lane
+        return m.Stands(
+            machine.term,
+            machine.epoch,
+            machine.placement.digest,
+            machine.standing,
+            machine.pending,
+            self.hook.forward,
+            lane,
+            machine.placement.slots,
+        )
+
+    def _pulse(self) -> m.Pulse:
+        times = self.hook.times
+        now = (
+            times.forwards,
+            times.forward_s,
+            times.staging_forwards,
+            times.staging_forward_s,
+            times.gaps,
+            times.gap_s,
+        )
+        new = [b - a for a, b in zip(self._pulsed, now, strict=True)]
+        self._pulsed = now
+        return m.Pulse(
+            self.hook.forward,
+            forward_s=_mean(new[1], new[0]),
+            staging_forward_s=_mean(new[3], new[2]),
+            gap_s=_mean(new[5], new[4]),
+            lost_steps=self._ring.statistics().lost_steps,
+        )
+
+    def _report_heat(self) -> None:
+        for message in _reports(self._ring):
+            if self.machine.connected:
+                self._send(message)
+
+
+def _mean(total: float, count: float) -> float:
+    return max(0.0, total / count) if count else 0.0
+
+
+def _reports(ring: HeatRing) -> Iterable[m.HeatReport]:
+    """Everything that has arrived in the ring, cut where the phase changes."""
+    for block in ring.drain():
+        for phase, run in block.runs():
+            yield m.HeatReport(
+                epoch=run.epoch,
+                first_forward=run.first_forward,
+                phase=phase,
+                counts=run.counts,
+                routed=run.routed,
+                tokens=run.tokens,
+                dummy=run.dummy,
+            )

@@ -1,0 +1,211 @@
+"""The two threads that may wait: one stages weights, one asks the decision register.
+
+Each takes orders from a queue and answers with an event. They must not know the protocol. Nothing
+they wait for can hold up the forward thread or the agent thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+from eplbd.core.agent_events import (
+    AgentEvent,
+    AskRegister,
+    Discard,
+    RegisterAnswered,
+    RegisterFailed,
+    Reserve,
+    Reserved,
+    ReserveFailed,
+    RoundsDone,
+    RoundsFailed,
+    RunRounds,
+)
+from eplbd.core.messages import Gate, Prepare
+from eplbd.errors import EplbdError, TransferError
+from eplbd.worker.executor import Executor, RankWork
+from eplbd.worker.hook import ForwardHook
+from eplbd.worker.register import DecisionRegister, RegisterError
+
+log = logging.getLogger("eplbd.worker")
+
+IDLE_S = 0.02
+"""With no forward for this long there is nothing to disturb: the next round need not wait."""
+
+
+class Engine(Protocol):
+    """What an adapter does with finished maps."""
+
+    def stage_maps(self, prepare: Prepare) -> Callable[[], None]:
+        """Bring the maps of an epoch to the device; return what puts them in force.
+
+        Called on the stager thread. What it returns is called once, on the forward thread, and must
+        write in place and in stream order, without a host sync. Raises TransferError for maps that
+        the engine has no room for.
+        """
+        ...
+
+
+class Stager:
+    """Reserves, stages and discards, in the order asked for."""
+
+    def __init__(
+        self,
+        rank: int,
+        executor: Executor,
+        engine: Engine,
+        hook: ForwardHook,
+        tell: Callable[[AgentEvent], None],
+    ) -> None:
+        self._rank, self._executor, self._engine = rank, executor, engine
+        self._hook, self._tell = hook, tell
+        self._orders: queue.SimpleQueue[Reserve | RunRounds | Discard | None] = queue.SimpleQueue()
+        self._rounds = 0
+        self.write: Callable[[], None] | None = None
+        """Puts the reserved epoch's maps in force; for the forward thread."""
+        self.thread = threading.Thread(target=self._run, name="eplbd-stager", daemon=True)
+
+    def order(self, effect: Reserve | RunRounds | Discard) -> None:
+        """Ask for something; the answer comes as an event."""
+        self._orders.put(effect)
+
+    def stop(self) -> None:
+        """Let the thread end after what it does."""
+        self._orders.put(None)
+
+    def _run(self) -> None:
+        while (effect := self._orders.get()) is not None:
+            match effect:
+                case Reserve(prepare):
+                    self._tell(self._reserve(prepare))
+                case RunRounds():
+                    self._tell(self._run_rounds(effect))
+                case Discard():
+                    self.write = None
+                    self._executor.discard()
+
+    def _reserve(self, prepare: Prepare) -> AgentEvent:
+        executor, key = self._executor, (prepare.term, prepare.epoch)
+        try:
+            executor.discard()
+            if executor.lane < prepare.lane:
+                executor.renew(prepare.lane)
+            if executor.lane_broken:
+                return ReserveFailed(*key, f"lane {executor.lane} is broken", lane_broken=True)
+            self.write = self._engine.stage_maps(prepare)
+            executor.reserve(RankWork(self._rank, prepare.rounds, prepare.transfers))
+        except (EplbdError, RuntimeError) as error:
+            # RuntimeError: what torch raises when a device has no memory left.
+            return ReserveFailed(*key, _sentence(error), executor.lane_broken)
+        self._rounds = prepare.rounds
+        return Reserved(*key)
+
+    def _run_rounds(self, effect: RunRounds) -> AgentEvent:
+        """Carry every round through, also after a failure: a peer may wait for its bytes."""
+        key = effect.term, effect.epoch
+        before = self._executor.statistics().bytes_received
+        began = perf_counter()
+        failed = ""
+        self._hook.staging = True
+        try:
+            for index in range(self._rounds):
+                self._await_bubble(effect.stride)
+                outcome = self._round(index)
+                failed = failed or outcome
+            if not failed:
+                self._executor.verify()
+        except (TransferError, RuntimeError) as error:
+            failed = _sentence(error)
+        finally:
+            self._hook.staging = False
+        if failed:
+            log.warning("epoch %d not staged: %s", effect.epoch, failed)
+            return RoundsFailed(*key, failed, self._executor.lane_broken)
+        received = self._executor.statistics().bytes_received - before
+        return RoundsDone(*key, self._hook.forward, perf_counter() - began, received)
+
+    def _round(self, index: int) -> str:
+        try:
+            self._executor.stage(index)
+        except (TransferError, RuntimeError) as error:
+            return _sentence(error)
+        return ""
+
+    def _await_bubble(self, stride: int) -> None:
+        """Let `stride` forwards pass, if any come: a round begins where a forward ended."""
+        for _ in range(stride):
+            self._hook.bubble.clear()
+            if not self._hook.bubble.wait(IDLE_S):
+                return
+
+
+class Registrar:
+    """Asks the register, one question after the other."""
+
+    def __init__(
+        self,
+        group: str,
+        register: DecisionRegister,
+        tell: Callable[[AgentEvent], None],
+        *,
+        deadline_s: float,
+    ) -> None:
+        self._group, self._register, self._tell = group, register, tell
+        self._deadline_s = deadline_s
+        self._orders: queue.SimpleQueue[AskRegister | tuple[int, int, int] | None] = (
+            queue.SimpleQueue()
+        )
+        self.thread = threading.Thread(target=self._run, name="eplbd-registrar", daemon=True)
+
+    def order(self, effect: AskRegister) -> None:
+        """Ask; the answer comes as an event."""
+        self._orders.put(effect)
+
+    def retire(self, term: int, epoch: int, attempts: int) -> None:
+        """Remove the keys of an epoch that has ended on every rank."""
+        self._orders.put((term, epoch, attempts))
+
+    def stop(self) -> None:
+        """Let the thread end after what it does."""
+        self._orders.put(None)
+
+    def key(self, term: int, epoch: int, gate: Gate, attempt: int) -> str:
+        """Return the register's key of a decision."""
+        return f"eplbd/{self._group}/{term}/{epoch}/{gate}/{attempt}"
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            if isinstance(order, AskRegister):
+                self._tell(self._ask(order))
+            else:
+                self._retire(*order)
+
+    def _ask(self, ask: AskRegister) -> AgentEvent:
+        about = ask.term, ask.epoch, ask.gate, ask.attempt
+        try:
+            verdict = self._register.decide(
+                self.key(*about), ask.proposal, deadline_s=self._deadline_s
+            )
+        except RegisterError as error:
+            return RegisterFailed(*about, str(error))
+        return RegisterAnswered(*about, verdict)
+
+    def _retire(self, term: int, epoch: int, attempts: int) -> None:
+        keys = [self.key(term, epoch, Gate.STAGE, 0)]
+        keys += [self.key(term, epoch, Gate.FLIP, attempt) for attempt in range(1, attempts + 1)]
+        for key in keys:
+            try:
+                self._register.forget(key, deadline_s=self._deadline_s)
+            except RegisterError:
+                # A hundred bytes stay in the store; nobody will read them.
+                return
+
+
+def _sentence(error: Exception) -> str:
+    """One line for a `Nack`; the text of a device error may be many."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
