@@ -111,8 +111,7 @@ def _exchange(
         colour_now, colour_next = colour_next, colour_now
     for edge, c in path:
         for vertex in ends[edge]:
-            if held[vertex].get(c) == edge:
-                del held[vertex][c]
+            del held[vertex][c]
     for edge, c in path:
         for vertex in ends[edge]:
             held[vertex][first + second - c] = edge
@@ -156,14 +155,9 @@ class _Batch:
             out = Counter(self.src[i] for i in self.open if self.src[i] != self.dst[i])
             into = Counter(self.dst[i] for i in self.open if self.src[i] != self.dst[i])
             ready = [i for i in self.open if self.parent[i] < 0 or self.when[self.parent[i]] >= 0]
-            # What is left takes at least as many rounds as the longest tail or the busiest rank.
+            # What much waits for, then what keeps the busiest ranks busy.
             ready.sort(
-                key=lambda i: (
-                    -max(self.tail[i] + 1, out[self.src[i]], into[self.dst[i]]),
-                    -self.tail[i],
-                    -out[self.src[i]] - into[self.dst[i]],
-                    i,
-                )
+                key=lambda i: (-self.tail[i], -out[self.src[i]] - into[self.dst[i]], i),
             )
             self._fill_round(ready)
 

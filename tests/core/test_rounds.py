@@ -114,6 +114,13 @@ def test_a_chain_goes_before_what_can_wait() -> None:
     assert {when[0, 4], when[0, 5]} == {1, 2}
 
 
+def test_the_busiest_rank_is_served_while_a_chain_runs() -> None:
+    # Taken in the order given, the first two rows would keep rank 3 idle in the first round.
+    chosen = [(7, 4), (8, 5), (3, 4), (3, 5), (0, 1), (1, 2)]
+    transfers = colour(table(chosen, {5: 4}))
+    assert transfers[-1, Col.ROUND] == 1
+
+
 def test_empty() -> None:
     assert colour(table([])).shape == (0, len(Col))
     assert edge_colours([]) == []
