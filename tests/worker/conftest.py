@@ -1,6 +1,7 @@
 """The stages on which scenarios are played, one per executor that this machine has."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,12 @@ KINDS = (
     pytest.param("cuda", marks=pytest.mark.slow),
     pytest.param("cuda-host", marks=pytest.mark.slow),
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave torch unimported, two seconds, where its tests are deselected anyway."""
+    deselected = config.getoption("markexpr") == "not slow"
+    return True if deselected and collection_path.name.startswith("test_torch_") else None
 
 
 @pytest.fixture(scope="session")

@@ -35,17 +35,17 @@ class ProcessRank:
 
     def __init__(self, setting: Setting, rank: int, ranks: int, store: Store) -> None:
         self.rank, self.ranks = rank, ranks
-        self._store = store
+        self.store = store
         self._barriers = 0
         device = torch.device("cpu")
         if "cuda" in setting.kind:
             device = torch.device("cuda", rank % torch.cuda.device_count())
         layers = weights.LAYERS - (rank == setting.odd_rank)
-        self._experts = FaultyExperts([tensors_of(rank, layer, device) for layer in range(layers)])
+        self.experts = FaultyExperts([tensors_of(rank, layer, device) for layer in range(layers)])
         if rank == 0:
-            self._experts.faulty_slot = setting.faulty_slot
+            self.experts.faulty_slot = setting.faulty_slot
         self._torch = TorchP2PExecutor(
-            self._experts,
+            self.experts,
             store,
             rank,
             ranks,
@@ -56,8 +56,8 @@ class ProcessRank:
         self.executor: Executor = self._torch
 
     def contents(self, layer: int, slot: int) -> dict[str, bytes]:
-        parts = ExpertTensors.parts(self._experts, layer, slot)
-        pairs = zip(self._experts.names(layer), parts, strict=True)
+        parts = ExpertTensors.parts(self.experts, layer, slot)
+        pairs = zip(self.experts.names(layer), parts, strict=True)
         return {name: part.cpu().numpy().tobytes() for name, part in pairs}
 
     def staging(self, buffer: int) -> NDArray[np.uint8]:
@@ -70,9 +70,9 @@ class ProcessRank:
     def barrier(self) -> None:
         self._barriers += 1
         key = f"barrier{self._barriers}"
-        if self._store.add(key, 1) == self.ranks:
-            self._store.set(f"{key}/open", "1")
-        self._store.wait([f"{key}/open"], TIMEOUT)
+        if self.store.add(key, 1) == self.ranks:
+            self.store.set(f"{key}/open", "1")
+        self.store.wait([f"{key}/open"], TIMEOUT)
 
 
 def tensors_of(rank: int, layer: int, device: torch.device) -> dict[str, SlotTensors]:
