@@ -6,6 +6,7 @@ the manual, `eplbd.hookspecs` the reference, `eplbd.testing.check_policy` the co
 
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement, par, rank_load
+from eplbd.core.plan import align
 from eplbd.core.topology import Link, Topology
 from eplbd.errors import EplbdError, PlacementError, PolicyError
 from eplbd.hookspecs import Policy, Register, hookimpl
@@ -21,6 +22,7 @@ __all__ = [
     "PolicyError",
     "Register",
     "Topology",
+    "align",
     "hookimpl",
     "par",
     "rank_load",

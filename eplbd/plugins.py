@@ -185,7 +185,7 @@ class Catalogue:
 
     def _call(self, module: ModuleType, plugin: Plugin, offers: dict[str, Offer]) -> None:
         def register(policy: type[Policy]) -> None:
-            name = _checked(policy, plugin)
+            name = name_of(policy, plugin)
             taken = self.offers.get(name) or offers.get(name)
             if taken is not None:
                 raise PolicyError(
@@ -227,8 +227,11 @@ def _import(module: str) -> ModuleType:
     return loaded
 
 
-def _checked(policy: type[Policy], plugin: Plugin) -> str:
-    """The policy's name, once the class is known to keep the contract's form."""
+def name_of(policy: type[Policy], plugin: Plugin) -> str:
+    """The policy's name, once the class is known to keep the contract's form.
+
+    Raises PolicyError: a sentence that says how to mend it.
+    """
     if not isinstance(policy, type):
         raise PolicyError(f"register() takes a class, got {policy!r}")
     called = policy.__qualname__
