@@ -15,13 +15,13 @@ time of its all-gather and all-reduce for the same bytes between four processes 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eplbd.core.messages import Dispatch
 from eplbd.demo.experts import Experts
 from eplbd.demo.shape import Shape
 
@@ -29,14 +29,7 @@ _NOTHING = -1.0
 """Tag of a row that carries no token."""
 
 
-class Mode(StrEnum):
-    """Value of `eplbd demo --dispatch`."""
-
-    ALL_TO_ALL = "all-to-all"
-    REPLICATED = "replicated"
-
-
-class Dispatch(Protocol):
+class Exchange(Protocol):
     """One MoE layer's exchange. Collective: every rank calls it for the same layer."""
 
     def mix(self, layer: int, x: Tensor, slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +61,7 @@ class AllToAll:
         self._rank = torch.arange(shape.ranks)[:, None, None]
 
     def mix(self, layer: int, x: Tensor, slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Dispatch`."""
+        """See `Exchange`."""
         n, topk = slots.shape
         home = torch.div(slots, self._per_rank, rounding_mode="floor")
         local = slots - home * self._per_rank
@@ -110,7 +103,7 @@ class Replicated:
         self._mixed, self._gathered = (torch.zeros(*block, shape.hidden) for _ in range(2))
 
     def mix(self, layer: int, x: Tensor, slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Dispatch`. The tokens are `ranks` blocks of equal size, one of each rank."""
+        """See `Exchange`. The tokens are `ranks` blocks of equal size, one of each rank."""
         n, topk = slots.shape[0] // self._ranks, slots.shape[1]
         local = slots.flatten() - self._rank * self._per_rank
         own = ((local >= 0) & (local < self._per_rank)).nonzero().flatten()
@@ -136,10 +129,10 @@ def in_gate_order(rows: Tensor, weights: Tensor) -> Tensor:
     return total
 
 
-def open_dispatch(
-    mode: Mode, shape: Shape, rank: int, experts: Experts, group: dist.ProcessGroup
-) -> Dispatch:
-    """Return the dispatch of one rank with buffers of its own."""
-    if mode is Mode.ALL_TO_ALL:
+def open_exchange(
+    dispatch: Dispatch, shape: Shape, rank: int, experts: Experts, group: dist.ProcessGroup
+) -> Exchange:
+    """Return one rank's exchange, with buffers of its own."""
+    if dispatch is Dispatch.ALL_TO_ALL:
         return AllToAll(shape, experts, group)
     return Replicated(shape, rank, experts, group)

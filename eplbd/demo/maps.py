@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eplbd.core.placement import Maps, Placement, derive_maps
+from eplbd.core.placement import Placement, derive_maps
 from eplbd.demo.shape import Shape
-from eplbd.errors import LocalProtocolError, PlacementError
+from eplbd.errors import LocalProtocolError, TransferError
 
 _KNUTH = 2654435761
 """2^32 times the golden ratio's fraction: consecutive indices fall evenly over any number of bins
@@ -63,25 +63,31 @@ class ReplicaMaps:
         self.physical = self._buffer[:, :head].view(layers, experts, ranks)
         self.replica_count = self._buffer[:, head:tail]
         self.slot_expert = self._buffer[:, tail:].view(layers, ranks, shape.slots_per_rank)
-        every = np.arange(layers)
-        self.write(self.stage(every, placement.slots, derive_maps(placement)))
+        every, maps = np.arange(layers), derive_maps(placement)
+        self.write(self.stage(every, placement.slots, maps.replica_count, maps.physical))
 
-    def stage(self, layers: NDArray[np.integer], slots: NDArray[np.int32], maps: Maps) -> MapUpdate:
+    def stage(
+        self,
+        layers: NDArray[np.integer],
+        slots: NDArray[np.int32],
+        replica_count: NDArray[np.int32],
+        physical: NDArray[np.int32],
+    ) -> MapUpdate:
         """Lay out new tables of `layers` (`[n]`) for `write`; any thread, off the forward.
 
-        slots: `[n, ranks, slots_per_rank]`. maps: their derived tables. Raises PlacementError where
-        a replica table is wider than one slot of each rank.
+        slots: `[n, ranks, slots_per_rank]`. replica_count, physical: as in `Maps`, derived from
+        `slots`. Raises TransferError where an expert has more replicas than there are ranks.
         """
         shape = self.shape
-        n, _, width = maps.physical.shape
+        n, _, width = physical.shape
         if width > shape.ranks:
-            raise PlacementError(
+            raise TransferError(
                 f"maps: an expert has {width} replicas, expected at most one on each of "
                 f"{shape.ranks} ranks; do not place an expert twice on a rank"
             )
-        physical = np.full((n, shape.experts, shape.ranks), -1, dtype=np.int32)
-        physical[:, :, :width] = maps.physical
-        parts = (physical.reshape(n, -1), maps.replica_count, slots.reshape(n, -1))
+        wide = np.full((n, shape.experts, shape.ranks), -1, dtype=np.int32)
+        wide[:, :, :width] = physical
+        parts = (wide.reshape(n, -1), replica_count, slots.reshape(n, -1))
         rows = torch.from_numpy(np.concatenate(parts, axis=1))
         return MapUpdate(torch.from_numpy(layers.astype(np.int64)), rows)
 

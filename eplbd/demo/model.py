@@ -10,15 +10,18 @@ real token frequencies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from eplbd.demo.dispatch import Dispatch
+from eplbd.core.messages import Prepare
+from eplbd.demo.dispatch import Exchange
 from eplbd.demo.experts import Experts, tensor_seed
-from eplbd.demo.maps import MapUpdate, ReplicaMaps, spread_of
+from eplbd.demo.maps import ReplicaMaps, spread_of
 from eplbd.demo.shape import Shape
 
 CONTEXT_WEIGHT = 8.0
@@ -57,7 +60,7 @@ class Counters:
     """Where a forward counts, at fixed addresses, by in-place addition only; never reset here.
 
     received: `[layers, slots_per_rank]` int32, tokens that reached each of this rank's slots.
-    routed: `[]` int64, (token, expert) assignments that this rank made.
+    routed: `[1]` int64, (token, expert) assignments that this rank made.
     """
 
     received: Tensor
@@ -67,7 +70,7 @@ class Counters:
     def zeros(cls, shape: Shape) -> Counters:
         """Fresh counters."""
         received = torch.zeros(shape.layers, shape.slots_per_rank, dtype=torch.int32)
-        return cls(received, torch.zeros((), dtype=torch.int64))
+        return cls(received, torch.zeros(1, dtype=torch.int64))
 
 
 class Dense:
@@ -111,14 +114,14 @@ class MoeModel:
         dense: Dense,
         experts: Experts,
         maps: ReplicaMaps,
-        dispatch: Dispatch,
+        exchange: Exchange,
         counters: Counters,
     ) -> None:
         self.dense = dense
         self.experts = experts
         self.maps = maps
         self.counters = counters
-        self._dispatch = dispatch
+        self._exchange = exchange
 
     def forward(self, batch: Batch) -> Tensor:
         """`[tokens, hidden]` float32. Collective: every rank calls it for the same step."""
@@ -130,9 +133,16 @@ class MoeModel:
                 x = x + self._layer(layer, normalised(x), spread, batch.experts)
             return x
 
-    def write_maps(self, update: MapUpdate) -> None:
-        """Put new maps in force; on the forward's thread, between two forwards."""
-        self.maps.write(update)
+    def stage_maps(self, prepare: Prepare) -> Callable[[], None]:
+        """Lay out an epoch's maps, on any thread; what is returned puts them in force.
+
+        That is one in-place copy, to be called on the forward's thread between two forwards. Raises
+        TransferError for maps that there is no room for.
+        """
+        update = self.maps.stage(
+            prepare.layers, prepare.slots, prepare.replica_count, prepare.physical
+        )
+        return partial(self.maps.write, update)
 
     def _layer(self, layer: int, x: Tensor, spread: Tensor, forced: Tensor | None) -> Tensor:
         logits = x @ self.dense.gates[layer]
@@ -142,7 +152,7 @@ class MoeModel:
             experts = forced[layer]
             chosen = logits.gather(1, experts)
         slots = self.maps.choose(layer, experts, spread)
-        mixed, received = self._dispatch.mix(layer, x, slots, chosen.softmax(-1))
+        mixed, received = self._exchange.mix(layer, x, slots, chosen.softmax(-1))
         self.counters.received[layer].add_(received)
         self.counters.routed.add_(slots.numel())
         return mixed

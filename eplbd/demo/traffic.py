@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eplbd.demo.dispatch import Mode
+from eplbd.core.messages import Dispatch
 from eplbd.demo.experts import tensor_seed
 from eplbd.demo.model import Batch
 from eplbd.demo.shape import Shape
@@ -36,7 +36,7 @@ class Traffic:
     def __init__(
         self,
         shape: Shape,
-        mode: Mode,
+        dispatch: Dispatch,
         rank: int,
         schedule: Schedule,
         trace: HeatTrace | None = None,
@@ -44,7 +44,9 @@ class Traffic:
         self.shape = shape
         self._schedule = schedule
         self._trace = trace
-        self._blocks = range(shape.ranks) if mode is Mode.REPLICATED else range(rank, rank + 1)
+        self._blocks = (
+            range(shape.ranks) if dispatch is Dispatch.REPLICATED else range(rank, rank + 1)
+        )
         self._texts = [torch.from_numpy(read_topic(t, shape.vocabulary)) for t in TOPICS]
 
     def label(self, step: int) -> str:

@@ -14,38 +14,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eplbd.core.messages import Dispatch
 from eplbd.core.placement import Placement
-from eplbd.demo.dispatch import Mode, open_dispatch
+from eplbd.demo.dispatch import open_exchange
 from eplbd.demo.experts import Experts, probe, same_bits
-from eplbd.demo.maps import BrokenEntry, MapUpdate, ReplicaMaps
+from eplbd.demo.maps import BrokenEntry, ReplicaMaps
 from eplbd.demo.model import Batch, Counters, Dense, MoeModel
 from eplbd.demo.shape import Shape
-
-
-class Engine(Protocol):
-    """What whoever commits an epoch may change in the engine."""
-
-    def write_maps(self, update: MapUpdate) -> None:
-        """Put staged maps in force; on the forward's thread, between two forwards."""
 
 
 class Hook(Protocol):
     """What runs beside the live model's forwards, on their thread."""
 
-    def before(self) -> None:
+    def before_forward(self) -> None:
         """Before each forward of the live model."""
 
-    def after(self, batch: Batch) -> None:
-        """After each forward of the live model."""
+    def after_forward(self, tokens: int, *, dummy: bool = False) -> None:
+        """After each forward of the live model. tokens: those it routed; dummy: it had none."""
 
 
 class NoHook:
     """Nothing runs beside the forwards."""
 
-    def before(self) -> None:
+    def before_forward(self) -> None:
         """See `Hook`."""
 
-    def after(self, batch: Batch) -> None:
+    def after_forward(self, tokens: int, *, dummy: bool = False) -> None:
         """See `Hook`."""
 
 
@@ -79,7 +73,7 @@ class Pair:
     def __init__(
         self,
         shape: Shape,
-        mode: Mode,
+        dispatch: Dispatch,
         groups: Groups,
         placement: Placement,
         *,
@@ -93,8 +87,8 @@ class Pair:
 
         def model(where: Placement, group: dist.ProcessGroup, counts: Counters) -> MoeModel:
             experts = Experts(shape, where.slots[:, rank], seed)
-            dispatch = open_dispatch(mode, shape, rank, experts, group)
-            return MoeModel(dense, experts, ReplicaMaps(shape, where), dispatch, counts)
+            exchange = open_exchange(dispatch, shape, rank, experts, group)
+            return MoeModel(dense, experts, ReplicaMaps(shape, where), exchange, counts)
 
         self.live = model(placement, groups.live, counters or Counters.zeros(shape))
         self.twin = model(origin or placement, groups.twin, Counters.zeros(shape))
@@ -130,9 +124,9 @@ class Pair:
 
     def _live(self, batch: Batch, hook: Hook) -> tuple[Tensor, float]:
         start = perf_counter()
-        hook.before()
+        hook.before_forward()
         output = self.live.forward(batch)
-        hook.after(batch)
+        hook.after_forward(batch.tokens, dummy=not batch.tokens)
         return output, perf_counter() - start
 
     def _twin(self, batch: Batch) -> tuple[Tensor, float]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from eplbd.demo.experts import Experts, probe, same_bits
 from eplbd.demo.shape import Shape
 from eplbd.errors import ConfigError
+from eplbd.worker.torch_experts import ExpertTensors
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,14 @@ def test_rows_pass_the_expert_of_their_slot(n: int) -> None:
 def test_this_machine_computes_a_row_alike_in_every_place() -> None:
     probe(Experts(SHAPE, SLOTS, seed=3))
     probe(Experts(Shape(), np.zeros((6, 10), np.int32), seed=0))
+
+
+def test_an_executor_accepts_the_tensors_as_an_expert_to_move() -> None:
+    experts = Experts(SHAPE, SLOTS, seed=3)
+    moving = ExpertTensors([layer.named() for layer in experts.layers])
+    assert moving.names(0) == ("w13", "w2", "w2_scale")
+    assert (moving.slots, moving.expert_bytes) == (SHAPE.slots_per_rank, SHAPE.expert_bytes)
+    assert not moving.unaligned
 
 
 class ByPosition(Experts):

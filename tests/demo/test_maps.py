@@ -7,7 +7,7 @@ import torch
 from eplbd.core.placement import Placement, derive_maps
 from eplbd.demo.maps import ReplicaMaps, spread_of
 from eplbd.demo.shape import Shape
-from eplbd.errors import LocalProtocolError, PlacementError
+from eplbd.errors import LocalProtocolError, TransferError
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,8 @@ def test_an_update_of_some_layers_equals_a_fresh_table_at_the_same_address() -> 
     views = (maps.physical, maps.replica_count, maps.slot_expert)
     before = [view.data_ptr() for view in views]
     layers = np.array([1])
-    update = maps.stage(layers, HOT.slots[layers], derive_maps(HOT, layers))
+    new = derive_maps(HOT, layers)
+    update = maps.stage(layers, HOT.slots[layers], new.replica_count, new.physical)
     assert tables(maps) == tables(ReplicaMaps(SHAPE, LINEAR)), "staging must not change anything"
     maps.write(update)
     assert tables(maps) == tables(ReplicaMaps(SHAPE, HOT))
@@ -74,5 +75,5 @@ def test_more_replicas_than_ranks_are_refused() -> None:
     twice = HOT.with_layers(
         np.array([1]), np.array([[[0, 0, 2], [3, 0, 4], [0, 5, 6], [7, 0, 1]]], dtype=np.int32)
     )
-    with pytest.raises(PlacementError, match="5 replicas"):
+    with pytest.raises(TransferError, match="5 replicas"):
         ReplicaMaps(SHAPE, twice)

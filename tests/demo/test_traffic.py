@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from eplbd.core.messages import Dispatch
 from eplbd.core.placement import Placement, par, rank_load
-from eplbd.demo.dispatch import Mode
 from eplbd.demo.model import Dense, normalised
 from eplbd.demo.shape import Shape
 from eplbd.demo.text import TOPICS
@@ -25,7 +25,7 @@ TURN = 6
 
 @cache
 def replicated() -> Traffic:
-    return Traffic(SHAPE, Mode.REPLICATED, 0, Schedule(steps=TURN))
+    return Traffic(SHAPE, Dispatch.REPLICATED, 0, Schedule(steps=TURN))
 
 
 def trace() -> HeatTrace:
@@ -35,7 +35,9 @@ def trace() -> HeatTrace:
 
 def test_ranks_own_consecutive_slices_of_what_replicated_ranks_all_see() -> None:
     whole = replicated().batch(7)
-    parts = [Traffic(SHAPE, Mode.ALL_TO_ALL, r, Schedule(steps=TURN)).batch(7) for r in range(4)]
+    parts = [
+        Traffic(SHAPE, Dispatch.ALL_TO_ALL, r, Schedule(steps=TURN)).batch(7) for r in range(4)
+    ]
     assert whole.ids.tolist() == [part.ids[0].tolist() for part in parts]
     assert whole.index.equal(torch.cat([part.index for part in parts]))
     assert whole.index.tolist() == list(range(SHAPE.ranks * SHAPE.tokens))
@@ -44,7 +46,7 @@ def test_ranks_own_consecutive_slices_of_what_replicated_ranks_all_see() -> None
 
 
 def test_traffic_is_repeatable_and_goes_on_for_ever() -> None:
-    again = Traffic(SHAPE, Mode.REPLICATED, 2, Schedule(steps=TURN))
+    again = Traffic(SHAPE, Dispatch.REPLICATED, 2, Schedule(steps=TURN))
     for step in (0, 1, 99, 100_000):
         assert again.batch(step).ids.equal(replicated().batch(step).ids)
     assert not again.batch(0).ids.equal(again.batch(1).ids)
@@ -75,18 +77,18 @@ def test_a_hidden_state_sees_its_context_and_nothing_else() -> None:
 
 def test_a_trace_drives_the_routing_alike_on_all_ranks() -> None:
     schedule = Schedule(steps=2)
-    whole = Traffic(SHAPE, Mode.REPLICATED, 1, schedule, trace()).batch(3).experts
+    whole = Traffic(SHAPE, Dispatch.REPLICATED, 1, schedule, trace()).batch(3).experts
     assert whole is not None
     assert whole.shape == (SHAPE.layers, SHAPE.ranks * SHAPE.tokens, SHAPE.topk)
-    parts = [Traffic(SHAPE, Mode.ALL_TO_ALL, r, schedule, trace()).batch(3) for r in range(4)]
+    parts = [Traffic(SHAPE, Dispatch.ALL_TO_ALL, r, schedule, trace()).batch(3) for r in range(4)]
     assert torch.cat([p.experts for p in parts if p.experts is not None], 1).equal(whole)
-    following = Traffic(SHAPE, Mode.REPLICATED, 1, schedule, trace()).batch(4).experts
+    following = Traffic(SHAPE, Dispatch.REPLICATED, 1, schedule, trace()).batch(4).experts
     assert following is not None
     assert not following.equal(whole)
 
 
 def test_a_trace_names_its_windows_in_turn() -> None:
-    traffic = Traffic(SHAPE, Mode.REPLICATED, 0, Schedule(steps=2), trace())
+    traffic = Traffic(SHAPE, Dispatch.REPLICATED, 0, Schedule(steps=2), trace())
     assert [traffic.label(step) for step in range(7)] == [*"aabb", "window 2", "window 2", "a"]
 
 
@@ -96,7 +98,7 @@ def heat(topic: int, steps: int = 20) -> NDArray[np.int64]:
     Without experts: a gate sees the dense part of the hidden state, which is most of it.
     """
     dense = Dense(SHAPE, 0)
-    traffic = Traffic(SHAPE, Mode.REPLICATED, 0, Schedule(steps=steps))
+    traffic = Traffic(SHAPE, Dispatch.REPLICATED, 0, Schedule(steps=steps))
     found = np.zeros((steps, SHAPE.layers, SHAPE.experts), dtype=np.int64)
     for step in range(steps):
         x = dense.embed(traffic.batch(topic * steps + step).ids)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from eplbd.core.messages import Dispatch
 from eplbd.core.placement import Placement, derive_maps, validate
-from eplbd.demo.dispatch import Mode
 from eplbd.demo.experts import Experts
 from eplbd.demo.model import Batch, Dense, normalised
 from eplbd.demo.shape import Shape
@@ -79,8 +79,8 @@ def move(pair: Pair, rank: int, target: Placement, layers: list[int]) -> None:
 
 def write_maps(pair: Pair, target: Placement, layers: list[int]) -> None:
     index = np.array(layers)
-    maps = derive_maps(target, index)
-    pair.live.write_maps(pair.live.maps.stage(index, target.slots[index], maps))
+    new, maps = derive_maps(target, index), pair.live.maps
+    maps.write(maps.stage(index, target.slots[index], new.replica_count, new.physical))
 
 
 def addresses(pair: Pair) -> list[int]:
@@ -97,9 +97,9 @@ def forced_routing(shape: Shape) -> NDArray[np.int64]:
     return np.argsort(keys, axis=-1)[..., : shape.topk]
 
 
-def forced_batch(shape: Shape, mode: Mode, rank: int, batch: Batch) -> Batch:
+def forced_batch(shape: Shape, mode: Dispatch, rank: int, batch: Batch) -> Batch:
     routing = forced_routing(shape)
-    if mode is Mode.ALL_TO_ALL:
+    if mode is Dispatch.ALL_TO_ALL:
         routing = routing[:, rank * shape.tokens : (rank + 1) * shape.tokens]
     return Batch(batch.ids, batch.index, torch.from_numpy(np.ascontiguousarray(routing)))
 
@@ -122,11 +122,11 @@ def reference(shape: Shape, batch: Batch) -> torch.Tensor:
     return x
 
 
-def observe(groups: Groups) -> dict[Mode, Findings]:
-    return {mode: observe_mode(groups, mode) for mode in Mode}
+def observe(groups: Groups) -> dict[Dispatch, Findings]:
+    return {mode: observe_mode(groups, mode) for mode in Dispatch}
 
 
-def observe_mode(groups: Groups, mode: Mode) -> Findings:
+def observe_mode(groups: Groups, mode: Dispatch) -> Findings:
     rank, shape, seen = groups.live.rank(), shape_of(groups.live.size()), Findings()
     traffic = Traffic(shape, mode, rank, Schedule(steps=2))
     linear = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
@@ -147,7 +147,7 @@ def observe_mode(groups: Groups, mode: Mode) -> Findings:
     pair.live.counters.received.zero_()
     seen.idle = steps(traffic.dummy())
     seen.dummy_received = int(pair.live.counters.received.sum())
-    one_idle = mode is Mode.ALL_TO_ALL and rank == 0
+    one_idle = mode is Dispatch.ALL_TO_ALL and rank == 0
     seen.idle += steps(traffic.dummy() if one_idle else traffic.batch(0))
 
     pair.live.counters.received.zero_()
@@ -191,19 +191,19 @@ def observe_changes(
 
 
 @cache
-def findings(ranks: int) -> list[dict[Mode, Findings]]:
+def findings(ranks: int) -> list[dict[Dispatch, Findings]]:
     return on_ranks(ranks, observe)
 
 
 @pytest.fixture(
-    params=[(ranks, mode) for ranks in RANKS for mode in Mode], ids=lambda c: f"{c[0]}-{c[1]}"
+    params=[(ranks, mode) for ranks in RANKS for mode in Dispatch], ids=lambda c: f"{c[0]}-{c[1]}"
 )
-def case(request: pytest.FixtureRequest) -> tuple[Shape, Mode, list[Findings]]:
+def case(request: pytest.FixtureRequest) -> tuple[Shape, Dispatch, list[Findings]]:
     ranks, mode = request.param
     return shape_of(ranks), mode, [found[mode] for found in findings(ranks)]
 
 
-Case = tuple[Shape, Mode, list[Findings]]
+Case = tuple[Shape, Dispatch, list[Findings]]
 
 
 def test_outputs_are_the_same_bits_under_another_placement(case: Case) -> None:
@@ -230,7 +230,7 @@ def test_a_broken_map_shows(case: Case) -> None:
     _, mode, found = case
     at_culprit, *elsewhere = [all(seen.broken) for seen in found]
     assert not at_culprit
-    if mode is Mode.ALL_TO_ALL:
+    if mode is Dispatch.ALL_TO_ALL:
         assert all(elsewhere), "another rank's tokens do not pass the culprit's map"
     else:
         assert not any(elsewhere), "all ranks get the same corrupt output"
@@ -248,7 +248,7 @@ def test_received_equals_routed(case: Case) -> None:
     shape, mode, found = case
     assigned = STEPS * shape.layers * shape.ranks * shape.tokens * shape.topk
     assert sum(int(seen.received.sum()) for seen in found) == assigned
-    if mode is Mode.ALL_TO_ALL:
+    if mode is Dispatch.ALL_TO_ALL:
         assert [seen.routed for seen in found] == [assigned // shape.ranks] * shape.ranks
     else:
         assert [seen.routed for seen in found] == [assigned] * shape.ranks
