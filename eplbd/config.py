@@ -6,7 +6,7 @@ is imported, so `[policy.options]` is only carried; the policy child validates i
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -179,6 +179,25 @@ def load(
     if problems:
         raise ConfigError("\n".join(problems))
     return loaded
+
+
+def found(file: Path | None) -> Path | None:
+    """The file to load where the operator named `file` or none: the system's, where it exists."""
+    return file if file is not None or not SYSTEM_FILE.exists() else SYSTEM_FILE
+
+
+def assigned(words: Iterable[str]) -> dict[str, str]:
+    """`section.key=value` words as `load` takes flags. Raises ConfigError for anything else."""
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"-o {name}: expected section.key=value")
+    return {name.strip(): value for name, _, value in pairs}
+
+
+def shown(value: object) -> str:
+    """A value as it is written in the file."""
+    return msgspec.json.encode(value).decode()
 
 
 # -- schema --------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""The command line: parse, call, print. No logic, and no import before it is needed.
+
+A command is a function of ten lines: `@main.command()`, `@configured` where it reads the
+configuration, its imports inside. What eplbd raises on purpose ends as one message and status 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from eplbd.config import Loaded
+    from eplbd.runtime.policyhost import PolicyHostStatistics
+
+
+class _Plain(click.Group):
+    """Shows an error of eplbd as its text."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        from eplbd.errors import EplbdError
+
+        try:
+            return super().invoke(ctx)
+        except EplbdError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Plain, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="eplbd", prog_name="eplbd")
+def main() -> None:
+    """Expert-parallel load balancing for mixture-of-experts serving."""
+
+
+def configured(command: Callable[[Loaded], None]) -> Callable[..., None]:
+    """Give a command `--config` and `-o`, and call it with what they amount to."""
+
+    @click.option(
+        "--config",
+        "file",
+        envvar="EPLBD_CONFIG",
+        type=click.Path(path_type=Path),
+        help="Configuration file; without it /etc/eplbd/eplbd.toml where there is one.",
+    )
+    @click.option(
+        "-o",
+        "assignments",
+        metavar="SECTION.KEY=VALUE",
+        multiple=True,
+        help="Override one setting; may be repeated.",
+    )
+    @functools.wraps(command)
+    def loading(file: Path | None, assignments: tuple[str, ...]) -> None:
+        from eplbd.config import assigned, found, load
+
+        command(load(found(file), os.environ, assigned(assignments)))
+
+    return loading
+
+
+@main.command()
+@configured
+def check(loaded: Loaded) -> None:
+    """Print the configuration in force and start its policy once. Status 1 if anything is wrong."""
+    import anyio
+
+    from eplbd.config import shown
+
+    _table([(path, shown(value), origin) for path, value, origin in loaded.rows()])
+    ready = anyio.run(_first_start, loaded)
+    click.echo(f"\npolicy {ready.policy} of {ready.distribution} {ready.version} is ready")
+
+
+@main.command()
+@configured
+def policies(loaded: Loaded) -> None:
+    """List the policies of all enabled plugins, and what is wrong with those that offer none."""
+    import anyio
+
+    from eplbd.runtime.policyhost import list_policies
+
+    memory_bytes = loaded.config.policy.memory_bytes
+    listing = anyio.run(list_policies, loaded.config.plugins, memory_bytes)
+    _table([("policy", "plugin", "distribution", "version", "api", "error"), *listing.rows])
+
+
+async def _first_start(loaded: Loaded) -> PolicyHostStatistics:
+    import structlog
+
+    from eplbd.runtime.policyhost import PolicyHost
+
+    quiet = structlog.wrap_logger(structlog.ReturnLogger())
+    config = loaded.config
+    async with PolicyHost(config.policy, config.plugins, where=loaded.where, log=quiet) as host:
+        return host.statistics()
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
