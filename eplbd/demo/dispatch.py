@@ -7,10 +7,10 @@ given slots and weights and returns mixed rows.
 on one rank makes a wrong expert answer. `replicated`: every rank has all tokens, recomputes all
 routing and contributes the rows of its own slots; maps that differ drop rows or add them twice.
 
-Both mix a token's experts in the order of its gate, never in order of arrival, and both exchange
-buffers of one fixed size, as captured graphs do: no counts travel first, an idle rank takes part
-with an empty buffer, and `all_to_all_single` is by far gloo's fastest collective (a third of the
-time of its all-gather and all-reduce for the same bytes between four processes on two cores).
+Both mix a token's experts in the order of its gate, never in order of arrival, and both send blocks
+of one fixed size, as captured graphs do: no counts travel first and an idle rank takes part like
+any other. All exchanges are `all_to_all_single`, by far gloo's fastest collective: between four
+processes on two cores it took a third of the time of its all-gather and all-reduce.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from eplbd.core.messages import Dispatch
 from eplbd.demo.experts import Experts
 from eplbd.demo.shape import Shape
 
-_NOTHING = -1.0
-"""Tag of a row that carries no token."""
+_ELSEWHERE = -1.0
+"""Tag of an expert that does not live on the rank that reads it."""
 
 
 class Exchange(Protocol):
@@ -41,56 +41,52 @@ class Exchange(Protocol):
 
 
 class AllToAll:
-    """Each rank has its own tokens; row i of a token's copies returns to place i.
+    """Each rank has its own tokens; results return to the rank that asked.
 
-    A copy keeps its place (token x topk + k) in the block of its destination; the other blocks are
-    empty there. Its last column is the tag: local slot of the destination, or -1.
+    A token travels once to each rank, followed by `topk` tags: the local slot there of its k-th
+    expert, or -1 if that lives elsewhere. The results return ragged, in the order of (token, k):
+    both ends know from the tags how many there are.
     """
 
     def __init__(self, shape: Shape, experts: Experts, group: dist.ProcessGroup) -> None:
         self._experts, self._group = experts, group
         self._per_rank, self._hidden = shape.slots_per_rank, shape.hidden
-        self._ranks, self._tokens = shape.ranks, shape.tokens
-        block = (shape.ranks, shape.tokens)
-        self._outward, self._inward = (
-            torch.full((*block, shape.hidden + shape.topk), _NOTHING) for _ in range(2)
-        )
-        self._answer, self._returned = (
-            torch.zeros(*block, shape.topk, shape.hidden) for _ in range(2)
-        )
-        self._rank = torch.arange(shape.ranks)[:, None, None]
+        size = (shape.ranks, shape.tokens, shape.hidden + shape.topk)
+        self._outward, self._inward = (torch.full(size, _ELSEWHERE) for _ in range(2))
+        self._ranks = torch.arange(shape.ranks)[:, None, None]
 
     def mix(self, layer: int, x: Tensor, slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         n, topk = slots.shape
         home = torch.div(slots, self._per_rank, rounding_mode="floor")
-        local = slots - home * self._per_rank
-        tokens, tags = self._outward.split_with_sizes([self._hidden, topk], dim=2)
-        tokens[:, :n] = x
-        tags[:, :n] = torch.where(home == self._rank, local, -1)
-        tags[:, n:] = _NOTHING
+        self._outward[:, :n, : self._hidden] = x
+        tags = self._outward[:, :, self._hidden :]
+        tags[:, :n] = torch.where(home == self._ranks, slots - home * self._per_rank, -1)
+        tags[:, n:] = _ELSEWHERE
         dist.all_to_all_single(self._inward, self._outward, group=self._group)
 
-        tokens, tags = self._inward.split_with_sizes([self._hidden, topk], dim=2)
-        to_here = tags.flatten().long()
-        got = (to_here >= 0).nonzero().flatten()
+        tags = self._inward[:, :, self._hidden :].flatten(1).long()
+        here = tags >= 0
+        got = here.flatten().nonzero().flatten()
         token = torch.div(got, topk, rounding_mode="floor")
-        rows = self._inward.flatten(0, 1).index_select(0, token)[:, : self._hidden].contiguous()
-        result, counts = self._experts.run(layer, rows, to_here[got])
-        self._answer.flatten(0, 2).index_copy_(0, got, result)
-        dist.all_to_all_single(self._returned, self._answer, group=self._group)
-        place = home * (self._tokens * topk) + torch.arange(n * topk).view(n, topk)
-        rows = self._returned.flatten(0, 2).index_select(0, place.flatten())
-        return in_gate_order(rows.view(n, topk, self._hidden), weights), counts
+        rows = self._inward.flatten(0, 1).index_select(0, token)[:, : self._hidden]
+        result, counts = self._experts.run(layer, rows, tags.flatten()[got])
+
+        asked, order = home.flatten().sort(stable=True)
+        back = torch.bincount(asked, minlength=len(self._ranks)).tolist()
+        returned = result.new_empty(n * topk, self._hidden)
+        dist.all_to_all_single(returned, result, back, here.sum(1).tolist(), group=self._group)
+        mixed = torch.empty_like(returned).index_copy_(0, order, returned)
+        return in_gate_order(mixed.view(n, topk, self._hidden), weights), counts
 
 
 class Replicated:
     """Every rank has all tokens and contributes the rows of its own slots.
 
-    An all-reduce in two exchanges: each rank sums the contributions to its block of the tokens in
-    rank order and mixes them, then all gather the blocks. Where maps agree exactly one rank
-    contributes to a row and the others add 0.0, which changes no bit but the sign of a zero, and
-    that alike in every placement.
+    An all-reduce in two exchanges: each rank sums the contributions to its block of the tokens and
+    mixes them, then all gather the blocks. Where maps agree exactly one rank contributes to a row
+    and the others add 0.0, which changes no bit but the sign of a zero, and that alike in every
+    placement.
     """
 
     def __init__(self, shape: Shape, rank: int, experts: Experts, group: dist.ProcessGroup) -> None:
@@ -112,21 +108,19 @@ class Replicated:
         part = x.new_zeros(local.numel(), x.shape[1]).index_copy_(0, own, result)
         self._outward[:, :n] = part.view(self._ranks, n, topk, x.shape[1])
         dist.all_to_all_single(self._inward, self._outward, group=self._group)
-        first, *others = self._inward[:, :n].unbind(0)
-        for contribution in others:
-            first += contribution
         mine = slice(self._rank * n, (self._rank + 1) * n)
-        self._mixed[:, :n] = in_gate_order(first, weights[mine])
+        self._mixed[:, :n] = in_gate_order(self._inward[:, :n].sum(0), weights[mine])
         dist.all_to_all_single(self._gathered, self._mixed, group=self._group)
         return self._gathered[:, :n].flatten(0, 1), counts
 
 
 def in_gate_order(rows: Tensor, weights: Tensor) -> Tensor:
-    """`[n, hidden]`: `rows` `[n, topk, hidden]` times `weights` `[n, topk]`, summed by k."""
-    total = torch.zeros_like(rows[:, 0])
-    for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
-        total += row * weight[:, None]
-    return total
+    """`[n, hidden]`: `rows` `[n, topk, hidden]` times `weights` `[n, topk]`, summed over k.
+
+    The order of that sum is a matter of the shape alone, and the shape one of the tokens: where a
+    row was computed has no part in it.
+    """
+    return (rows * weights[:, :, None]).sum(1)
 
 
 def open_exchange(

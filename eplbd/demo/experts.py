@@ -70,6 +70,10 @@ class Experts:
             )
             for _ in range(shape.layers)
         ]
+        self._transposed = [
+            [[slot.t() for slot in weights] for weights in (layer.w13, layer.w2)]
+            for layer in self.layers
+        ]
         for layer, row in enumerate(placement.tolist()):
             for slot, expert in enumerate(row):
                 self.generate(layer, slot, expert)
@@ -95,14 +99,15 @@ class Experts:
         shift = (tiles.cumsum(0) - tiles) * tile - (counts.cumsum(0) - counts)
         slots, order = slots.sort(stable=True)
         place = torch.arange(slots.numel()) + shift[slots]
-        spans = [(slot, n) for slot, n in enumerate(tiles.tolist()) if n]
-        total = sum(n for _, n in spans)
+        per_slot: list[int] = tiles.tolist()
+        total = sum(per_slot)
         packed, inner, outer = self._scratch(total)
         packed.zero_()
         packed.flatten(0, 1).index_copy_(0, place, rows.index_select(0, order))
-        _product(packed, tensors.w13, spans, inner)
+        w13, w2 = self._transposed[layer]
+        _product(packed, w13, per_slot, inner)
         gate, up = inner.chunk(2, dim=-1)
-        _product(silu(gate, inplace=True).mul_(up), tensors.w2, spans, outer)
+        _product(silu(gate, inplace=True).mul_(up), w2, per_slot, outer)
         outer *= tensors.w2_scale.repeat_interleave(tiles, 0, output_size=total)[:, None]
         result = torch.empty_like(rows)
         result.index_copy_(0, order, outer.flatten(0, 1).index_select(0, place))
@@ -122,20 +127,19 @@ class Experts:
         )
 
 
-def _product(
-    tiles: Tensor, weights: Tensor, spans: Sequence[tuple[int, int]], result: Tensor
-) -> None:
+def _product(tiles: Tensor, weights: Sequence[Tensor], per_slot: list[int], result: Tensor) -> None:
     """Write the products of each tile and its slot's weights into `result` `[n, tile, out]`.
 
-    tiles: `[n, tile, in]`. weights: `[slots, out, in]`. spans: consecutive (slot, tiles of the
-    slot). One batched product per slot: a stride of zero lends the weights to each of its tiles
-    without a copy.
+    tiles: `[n, tile, in]`, by slot. weights: `[in, out]` of each slot. per_slot: tiles of each. One
+    batched product per slot: a stride of zero lends the weights to each of its tiles without a
+    copy.
     """
-    first = 0
-    for slot, many in spans:
-        shared = weights[slot].t().expand(many, -1, -1)
-        torch.bmm(tiles[first : first + many], shared, out=result[first : first + many])
-        first += many
+    pieces = zip(
+        weights, tiles.split_with_sizes(per_slot), result.split_with_sizes(per_slot), strict=True
+    )
+    for shared, piece, into in pieces:
+        if many := len(piece):
+            torch.bmm(piece, shared.expand(many, -1, -1), out=into)
 
 
 def probe(experts: Experts) -> None:

@@ -63,6 +63,9 @@ class ReplicaMaps:
         self.physical = self._buffer[:, :head].view(layers, experts, ranks)
         self.replica_count = self._buffer[:, head:tail]
         self.slot_expert = self._buffer[:, tail:].view(layers, ranks, shape.slots_per_rank)
+        self._by_layer: list[tuple[Tensor, Tensor]] = list(
+            zip(self.replica_count.unbind(0), self.physical.unbind(0), strict=True)
+        )
         every, maps = np.arange(layers), derive_maps(placement)
         self.write(self.stage(every, placement.slots, maps.replica_count, maps.physical))
 
@@ -100,9 +103,9 @@ class ReplicaMaps:
 
         spread: `[n, 1]` int64 of `spread_of`. A token takes one replica wherever it is computed.
         """
-        count = self.replica_count[layer][experts]
-        replica = torch.bitwise_right_shift(spread * count, _WORD_BITS)
-        return self.physical[layer][experts, replica].long()
+        replica_count, physical = self._by_layer[layer]
+        replica = torch.bitwise_right_shift(spread * replica_count[experts], _WORD_BITS)
+        return physical[experts, replica].long()
 
     def break_entry(self, layer: int, expert: int, rank: int) -> BrokenEntry:
         """Make one entry wrong on this rank: the replica of `expert` that `rank` itself holds.

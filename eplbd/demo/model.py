@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, rms_norm
 
 from eplbd.core.messages import Prepare
 from eplbd.demo.dispatch import Exchange
@@ -103,7 +103,7 @@ class Dense:
 
 def normalised(x: Tensor) -> Tensor:
     """Root-mean-square norm over the last axis."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPSILON)
+    return rms_norm(x, x.shape[-1:], eps=_EPSILON)
 
 
 class MoeModel:
@@ -125,12 +125,14 @@ class MoeModel:
 
     def forward(self, batch: Batch) -> Tensor:
         """`[tokens, hidden]` float32. Collective: every rank calls it for the same step."""
+        shape = self.dense.shape
         with torch.inference_mode():
             x = self.dense.embed(batch.ids)
             spread = spread_of(batch.index)
-            for layer in range(self.dense.shape.layers):
+            for layer in range(shape.layers):
                 x = x + normalised(x) @ self.dense.mix[layer]
                 x = x + self._layer(layer, normalised(x), spread, batch.experts)
+            self.counters.routed.add_(batch.tokens * shape.topk * shape.layers)
             return x
 
     def stage_maps(self, prepare: Prepare) -> Callable[[], None]:
@@ -154,5 +156,4 @@ class MoeModel:
         slots = self.maps.choose(layer, experts, spread)
         mixed, received = self._exchange.mix(layer, x, slots, chosen.softmax(-1))
         self.counters.received[layer].add_(received)
-        self.counters.routed.add_(slots.numel())
         return mixed
