@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -278,3 +279,29 @@ async def test_listing_names_the_plugin_that_took_it_down() -> None:
     plugins = config.Plugins(enabled=(), modules=modules)
     with pytest.raises(PolicyError, match=r"(?s)SIGSEGV.*loading crasher .*crasher\.py"):
         await list_policies(plugins, MEMORY_BYTES)
+
+
+async def test_a_spinning_guest_does_not_survive_the_daemon() -> None:
+    program = f"""
+import sys, anyio
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from test_policyhost import TRIGGER, ask, host_of, pid_of, window
+
+async def main():
+    async with host_of(options={{"fault": "ignores_signals"}}) as host:
+        print("child", pid_of(host), flush=True)
+        await ask(host, window(TRIGGER), 60.0)
+
+anyio.run(main)
+"""
+    async with await anyio.open_process([sys.executable, "-c", program]) as daemon:
+        assert daemon.stdout is not None
+        said = ""
+        with anyio.fail_after(30):
+            while (found := re.search(r"child (\d+)\n", said)) is None:
+                said += (await daemon.stdout.receive()).decode()
+        pid = int(found[1])
+        started = psutil.Process(pid).cpu_times().user
+        await until(lambda: psutil.Process(pid).cpu_times().user > started + 0.1)  # it spins
+        daemon.kill()
+        await until(partial(is_gone, pid))
