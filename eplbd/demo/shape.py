@@ -18,7 +18,7 @@ processor has AVX-512 and finishes the rest one float at a time with another `ex
 length is a multiple never meets that remainder, so its result does not depend on its place."""
 
 _FLOAT_BYTES = 4
-_WIDTHS = (128, 64, 32)
+_WIDTHS = (64, 32)
 """`hidden` and `ffn` tried for a recorded trace, widest first."""
 _TRACE_BUDGET_BYTES = 768 << 20
 
