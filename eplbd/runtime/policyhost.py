@@ -177,11 +177,12 @@ class PolicyHost:
 
     def statistics(self) -> PolicyHostStatistics:
         """Counts since the host was entered."""
+        child = self._child
         return PolicyHostStatistics(
             policy=self._ready.policy,
             distribution=self._ready.distribution,
             version=self._ready.version,
-            pid=self._child.process.pid if self._child is not None else None,
+            pid=child.process.pid if child is not None and child.alive else None,
             starts=self._starts,
             proposals=self._proposals,
             failures=dict(self._failures),
