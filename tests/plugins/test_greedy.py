@@ -82,6 +82,15 @@ def test_no_heat_is_replicated_evenly() -> None:
     assert count.max() - count.min() == 1
 
 
+def test_what_is_cold_is_replicated_evenly_too() -> None:
+    counts = np.zeros((1, 8), np.int64)
+    counts[0, 3] = 1000
+    current = Placement.linear(1, 8, 4, 4)
+    answer = greedy().propose(window(counts), Topology.single_node(4, 4), current, FREE)
+    assert answer.replicas()[0, 3] == 4
+    assert sorted(answer.replicas()[0].tolist()) == [1, 1, 2, 2, 2, 2, 2, 4]
+
+
 def test_an_expert_has_no_more_replicas_than_there_are_ranks() -> None:
     count = replicate(np.array([[1e6, 1.0, 1.0, 1.0]]), 12, 4)
     assert count[0, 0] == 4
@@ -106,7 +115,7 @@ def test_packing_fills_every_bin_exactly_and_heeds_its_speed() -> None:
     bins = pack(load, np.array([8, 4]), np.array([2.0, 1.0]))
     assert [np.bincount(row).tolist() for row in bins] == [[8, 4]] * 4
     slow = np.take_along_axis(load, np.argsort(bins, axis=1, kind="stable")[:, 8:], axis=1)
-    assert (slow.sum(1) < load.sum(1) / 2).all()
+    assert (np.abs(slow.sum(1) / load.sum(1) - 1 / 3) < 0.05).all()
 
 
 @given(st.integers(0, 500))
