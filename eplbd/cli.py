@@ -37,8 +37,8 @@ def main() -> None:
     """Expert-parallel load balancing for mixture-of-experts serving."""
 
 
-def configured(command: Callable[[Loaded], None]) -> Callable[..., None]:
-    """Give a command `--config` and `-o`, and call it with what they amount to."""
+def reading(command: Callable[[Callable[[], Loaded]], None]) -> Callable[..., None]:
+    """Give a command `--config` and `-o`, and call it with what reads the configuration."""
 
     @click.option(
         "--config",
@@ -55,12 +55,31 @@ def configured(command: Callable[[Loaded], None]) -> Callable[..., None]:
         help="Override one setting; may be repeated.",
     )
     @functools.wraps(command)
-    def loading(file: Path | None, assignments: tuple[str, ...]) -> None:
+    def given(file: Path | None, assignments: tuple[str, ...]) -> None:
         from eplbd.config import assigned, found, load
 
-        command(load(found(file), os.environ, assigned(assignments)))
+        command(lambda: load(found(file), os.environ, assigned(assignments)))
 
-    return loading
+    return given
+
+
+def configured(command: Callable[[Loaded], None]) -> Callable[..., None]:
+    """Give a command `--config` and `-o`, and call it with what they amount to."""
+
+    @functools.wraps(command)
+    def loading(read: Callable[[], Loaded]) -> None:
+        command(read())
+
+    return reading(loading)
+
+
+@main.command()
+@reading
+def serve(read: Callable[[], Loaded]) -> None:
+    """Run the daemon until it is told to stop. SIGHUP reads the configuration again."""
+    from eplbd.runtime.daemon import serve as run
+
+    run(read, os.environ)
 
 
 @main.command()

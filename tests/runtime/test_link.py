@@ -138,9 +138,9 @@ async def test_a_restarted_worker_of_the_same_identity_is_heard(
     endpoint: str, connect: Connect
 ) -> None:
     with open_link(endpoint, mode=0o660, max_message_bytes=MIB) as link:
-        old, new = (connect(b"r0") for _ in range(2))
-        old.send(b"old")
+        connect(b"r0").send(b"old")
         await _received(link, 1)
+        new = connect(b"r0")
         new.send(b"new")
         assert await _received(link, 1) == [(b"r0", [b"new"])]
         with anyio.fail_after(PATIENCE_S):

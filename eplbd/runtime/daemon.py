@@ -1,0 +1,342 @@
+"""The daemon: receive, step, perform, in one task group.
+
+Owns the clock, the order of start and stop, and which outside thing each effect is. Decides
+nothing: whatever depends on what was said is `eplbd.core`'s. Everything runs on one loop; writing
+records and reading the configuration leave it, for a thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from anyio.abc import TaskGroup, TaskStatus
+
+from eplbd.config import Config, Loaded
+from eplbd.core import events as e
+from eplbd.core.messages import FromLeader
+from eplbd.core.node import Node, Statistics
+from eplbd.errors import (
+    ConfigError,
+    EplbdError,
+    LocalProtocolError,
+    PolicyError,
+    RemoteProtocolError,
+)
+from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
+from eplbd.runtime.log import Log, LogStatistics, open_log
+from eplbd.runtime.policydesk import PolicyDesk
+from eplbd.runtime.store import Store, open_store
+from eplbd.runtime.systemd import Manager
+from eplbd.runtime.tuning import FIXED, changed_keys, settings_of
+from eplbd.wire.messages import AGENT, LEADER
+
+TICK_S = 0.05
+"""Deadlines of an epoch are seconds; an arm's margin, 16 forwards, is about ten of these."""
+
+STOP_S = 5.0
+"""What a committing epoch is given; serving goes on without us either way."""
+
+SLOW_STEP_S = 0.05
+PEERS_COUNTED = 16_384
+"""Peers whose outgoing messages are numbered; the one that was silent longest starts again at 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatistics:
+    """Everything that is counted in this process."""
+
+    node: Statistics
+    link: LinkStatistics
+    log: LogStatistics
+    steps: int
+    slowest_step_s: float
+    slowest_event: str
+    reload_failed: bool
+
+
+class Daemon:
+    """One run of the daemon, from claimed socket to exit."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        read_again: Callable[[], Loaded],
+        log: Log,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._started_with = loaded.config
+        self._config = loaded.config
+        self._loaded = loaded
+        self._read_again = read_again
+        self._log = log
+        self._manager = Manager(environment)
+        self._node = Node(settings_of(loaded.config))
+        self._link: Link
+        self._desk: PolicyDesk
+        self._seqs: OrderedDict[bytes, int] = OrderedDict()
+        self._unwritten: dict[str, e.Persist] = {}
+        self._to_write = anyio.Event()
+        self._written = anyio.Event()
+        self._to_reload = anyio.Event()
+        self._stopped = anyio.Event()
+        self.ready = False
+        """Whether everything that was to be done before serving is done."""
+        self._stopping = self._reload_failed = False
+        self._steps = 0
+        self._slowest_step_s, self._slowest_event = 0.0, ""
+
+    async def run(self) -> None:
+        """Serve until a signal says stop.
+
+        Raises:
+            ConfigError: The socket, the state directory or the policy cannot be had.
+            PolicyError: The policy cannot start.
+        """
+        refused: EplbdError | None = None
+        daemon = self._config.daemon
+        with (
+            open_store(Path(daemon.state_dir)) as store,
+            open_link(
+                daemon.socket,
+                mode=int(daemon.socket_mode, 8),
+                max_message_bytes=self._config.session.max_message_bytes,
+            ) as self._link,
+        ):
+            self._restore(store)
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self._obey_signals, tasks)
+                self._desk = PolicyDesk(tasks, self._take, self._log.logger)
+                try:
+                    await self._desk.open(self._loaded)
+                except (ConfigError, PolicyError) as error:
+                    refused = error
+                    tasks.cancel_scope.cancel()
+                else:
+                    self._begin(tasks, store)
+        if refused is not None:
+            raise refused
+
+    def statistics(self) -> DaemonStatistics:
+        """Counts so far."""
+        return DaemonStatistics(
+            node=self._node.statistics(),
+            link=self._link.statistics(),
+            log=self._log.statistics(),
+            steps=self._steps,
+            slowest_step_s=self._slowest_step_s,
+            slowest_event=self._slowest_event,
+            reload_failed=self._reload_failed,
+        )
+
+    # --- start and stop -------------------------------------------------------------------------
+
+    def _restore(self, store: Store) -> None:
+        for found in store.restore():
+            if isinstance(found, e.Note):
+                self._log.effect(found)
+            else:
+                self._take(found)
+
+    def _begin(self, tasks: TaskGroup, store: Store) -> None:
+        for task in (self._receive, self._tick, self._ping, self._reload_when_asked):
+            tasks.start_soon(task)
+        tasks.start_soon(self._write, store)
+        self.ready = True
+        self._manager.tell(READY=1, STATUS="serving, no worker yet")
+        self._log.logger.info("serving", socket=self._config.daemon.socket)
+
+    async def _stop(self, tasks: TaskGroup) -> None:
+        """Close what can be closed in time, and what is settled, write."""
+        self._manager.tell(STOPPING=1, STATUS="stopping")
+        self._log.logger.info("stopping")
+        self._take(e.Stopping())
+        with anyio.move_on_after(STOP_S) as patience:
+            await self._stopped.wait()
+            while self._unwritten:
+                await self._written.wait()
+        if patience.cancelled_caught:
+            self._log.logger.warning("stopped midway, the workers end the epoch", after_s=STOP_S)
+        tasks.cancel_scope.cancel()
+
+    # --- events in ------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            packets = await self._link.receive()
+            self._take(*map(self._decoded, packets))
+            # Under a flood nothing above waits; the ticks must come all the same.
+            await anyio.lowlevel.checkpoint()
+
+    def _decoded(self, packet: Packet) -> e.Received | e.Garbled:
+        peer, frames = packet
+        try:
+            return e.Received(peer, *AGENT.decode(frames, self._max_bytes))
+        except RemoteProtocolError as error:
+            return e.Garbled(peer, str(error))
+
+    async def _tick(self) -> None:
+        while True:
+            await anyio.sleep(TICK_S)
+            self._take()
+
+    async def _ping(self) -> None:
+        """Feed the watchdog, but only with steps: a timer that pings proves nothing."""
+        fed = 0
+        while self._manager.watchdog_s:
+            await anyio.sleep(self._manager.watchdog_s / 2)
+            if self._steps != fed:
+                fed = self._steps
+                self._manager.tell(WATCHDOG=1)
+
+    async def _obey_signals(self, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._to_reload.set()
+                elif self._stopping or not self.ready:
+                    tasks.cancel_scope.cancel()
+                else:
+                    self._stopping = True
+                    tasks.start_soon(self._stop, tasks)
+
+    # --- step -----------------------------------------------------------------------------------
+
+    def _take(self, *events: e.Event) -> None:
+        """Step the core through these events, later than whatever it was told, and perform."""
+        pending: deque[e.Event] = deque((e.Tick(time.monotonic()), *events))
+        while pending:
+            event = pending.popleft()
+            started = time.perf_counter()
+            effects = self._node.step(event)
+            self._measure(event, time.perf_counter() - started)
+            for effect in effects:
+                self._perform(effect, pending)
+
+    def _measure(self, event: e.Event, step_s: float) -> None:
+        self._steps += 1
+        if step_s <= self._slowest_step_s:
+            return
+        self._slowest_step_s, self._slowest_event = step_s, type(event).__name__
+        if step_s > SLOW_STEP_S:
+            self._log.logger.warning("slow step", of=self._slowest_event, step_s=round(step_s, 3))
+
+    # --- effects out ----------------------------------------------------------------------------
+
+    def _perform(self, effect: e.Effect, pending: deque[e.Event]) -> None:
+        match effect:
+            case e.Send(peer, message):
+                # What the core sends is a leader's; its type still says any message.
+                if self._send(peer, cast("FromLeader", message)) is Sent.UNREACHABLE:
+                    self._seqs.pop(peer, None)
+                    pending.append(e.Unreachable(peer))
+            case e.AskPolicy():
+                self._desk.ask(effect)
+            case e.Persist(group):
+                self._unwritten[group] = effect
+                self._to_write.set()
+            case e.EpochEnded(epoch=epoch, outcome=outcome):
+                self._log.effect(effect)
+                workers = self._node.statistics().workers
+                self._manager.tell(STATUS=f"epoch {epoch} {outcome}, {workers} workers")
+            case e.CycleEnded() | e.Note():
+                self._log.effect(effect)
+            case e.Stop():
+                self._stopped.set()
+
+    def _send(self, peer: bytes, message: FromLeader) -> Sent:
+        seq = self._seqs.pop(peer, 0) + 1
+        self._seqs[peer] = seq  # moved to the end: the first is the one that was silent longest
+        if len(self._seqs) > PEERS_COUNTED:
+            self._seqs.popitem(last=False)
+        try:
+            frames = LEADER.encode(message, seq, self._max_bytes)
+        except LocalProtocolError as error:
+            # The core's own deadlines end what waits for it; a daemon that falls over helps nobody.
+            self._log.effect(e.Note("error", "message not sent", {"reason": str(error)}))
+            return Sent.DROPPED
+        return self._link.send(peer, frames)
+
+    @property
+    def _max_bytes(self) -> int:
+        return self._started_with.session.max_message_bytes
+
+    async def _write(self, store: Store) -> None:
+        """Write records one after another; of a group's, only the newest that waits."""
+        while True:
+            await self._to_write.wait()
+            self._to_write = anyio.Event()
+            for group, persist in list(self._unwritten.items()):
+                try:
+                    await anyio.to_thread.run_sync(store.write, persist)
+                except OSError as error:
+                    self._take(e.PersistFailed(group, str(error)))
+                if self._unwritten[group] is persist:
+                    del self._unwritten[group]
+            self._written.set()
+            self._written = anyio.Event()
+
+    # --- reload ---------------------------------------------------------------------------------
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._to_reload.wait()
+            self._to_reload = anyio.Event()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        """Take the configuration anew, whole or not at all."""
+        self._manager.reloading()
+        try:
+            loaded = await anyio.to_thread.run_sync(self._read_again)
+            changed = changed_keys(self._config, loaded.config)
+            if any(key.startswith(("policy.", "plugins.")) for key in changed):
+                await self._desk.open(loaded)
+        except (ConfigError, PolicyError) as error:
+            self._reload_failed = True
+            self._log.effect(e.Note("error", "configuration not reloaded", {"reason": str(error)}))
+        else:
+            self._reload_failed = False
+            self._apply(loaded.config, changed)
+        finally:
+            self._manager.tell(READY=1)
+
+    def _apply(self, config: Config, changed: list[str]) -> None:
+        self._config = config
+        self._log.set_level(config.log.level)
+        self._take(e.Reconfigured(settings_of(config)))
+        self._log.logger.info("configuration reloaded", changed=changed)
+        waiting = FIXED.intersection(changed_keys(self._started_with, config))
+        if waiting:
+            self._log.logger.warning("settings wait for a restart", keys=sorted(waiting))
+
+
+def serve(read: Callable[[], Loaded], environment: Mapping[str, str]) -> None:
+    """Run a daemon until it is told to stop.
+
+    Args:
+        read: Reads the configuration; called again for every reload.
+        environment: Where the service manager and the journal leave their marks.
+
+    Raises:
+        ConfigError: The configuration, the socket, the state directory or the policy cannot be had.
+        PolicyError: The policy cannot start.
+    """
+    loaded = read()
+    with open_log(loaded.config.log, environment) as log:
+        try:
+            anyio.run(Daemon(loaded, read, log, environment).run, backend="asyncio")
+        except EplbdError:
+            raise
+        except Exception:  # the root: whatever it is, it must reach the journal
+            log.logger.exception("the daemon failed; serving goes on, the map stays as it is")
+            raise

@@ -1,0 +1,64 @@
+"""From the operator's configuration to what the core is told, and what a reload can change.
+
+Owns the mapping. Must not know files nor signals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TypeVar
+
+import msgspec
+
+from eplbd.config import Config
+from eplbd.core.settings import (
+    BalanceSettings,
+    EpochSettings,
+    PolicySettings,
+    SessionSettings,
+    Settings,
+    TransferSettings,
+)
+
+FIXED = frozenset(
+    {
+        "daemon.socket",
+        "daemon.socket_mode",
+        "daemon.state_dir",
+        "log.format",
+        "session.max_message_bytes",
+    }
+)
+"""Keys that are read once: what they decide is bound, locked or agreed upon at the start."""
+
+S = TypeVar("S")
+
+
+def settings_of(config: Config) -> Settings:
+    """The figures that the core's machines are told."""
+    return Settings(
+        balance=_section(BalanceSettings, config.balance),
+        epoch=_section(EpochSettings, config.epoch),
+        transfer=_section(TransferSettings, config.transfer),
+        session=_section(SessionSettings, config.session),
+        policy=_section(PolicySettings, config.policy),
+    )
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Every `section.key` whose value differs."""
+    before, after = _flat(old), _flat(new)
+    return [key for key, value in after.items() if before[key] != value]
+
+
+def _section(kind: type[S], section: msgspec.Struct) -> S:
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # dataclasses all
+    return kind(**{name: getattr(section, name) for name in names})
+
+
+def _flat(config: Config) -> dict[str, object]:
+    return {
+        f"{section}.{key}": value
+        for section, table in msgspec.structs.asdict(config).items()
+        for key, value in msgspec.structs.asdict(table).items()
+    }
