@@ -135,7 +135,8 @@ class Plan:
         changed = current.slots != self._aligned.slots
         self.moves = int(np.count_nonzero(changed))
         """Slots that the whole plan writes."""
-        self._remaining = self.moves
+        self._receives = changed.sum(axis=(0, 2))
+        """Moves that each rank has yet to receive, `[ranks]`."""
         order = np.argsort(-heat.astype(np.float64), kind="stable")
         self._order: list[int] = order[changed.any(axis=(1, 2))[order]].tolist()
         self._pending: dict[int, list[Chain]] = {}
@@ -144,7 +145,12 @@ class Plan:
     @property
     def remaining(self) -> int:
         """Moves that no settled epoch has made."""
-        return self._remaining
+        return int(self._receives.sum())
+
+    @property
+    def least_rounds(self) -> int:
+        """Rounds that the rest takes at the very least: the moves that one rank still receives."""
+        return int(self._receives.max())
 
     @property
     def base(self) -> Placement:
@@ -167,7 +173,7 @@ class Plan:
                 f"plan: an epoch of {experts_per_rank} experts per rank and {max_moves} moves "
                 "makes no progress; give at least 1 of each"
             )
-        if not self._remaining:
+        if not self.remaining:
             return None
         basket = self._fill(experts_per_rank, max_moves)
         target, transfers = self._transfers(basket)
@@ -184,7 +190,8 @@ class Plan:
         basket, self._base = self._offered
         for chain, units in basket.taken:
             del chain[:units]
-        self._remaining -= len(basket.writes)
+        for _, (rank, _, _) in basket.writes:
+            self._receives[rank] -= 1
         self._offered = None
 
     def _layers(self) -> Iterator[tuple[int, list[Chain]]]:

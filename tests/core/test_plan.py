@@ -116,12 +116,15 @@ def test_epochs_carried_out_reach_the_target(
         changed = (before.slots != after.slots).any(axis=(1, 2))
         assert epoch.layers.tolist() == np.flatnonzero(changed).tolist()
         moves += epoch.moves
+        at_least = plan.least_rounds
         plan.settled()
+        assert at_least - plan.least_rounds <= experts_per_rank
         assert plan.base == after
         assert plan.remaining == plan.moves - moves
         if max_moves is not None and epoch.moves > max_moves:
             assert_is_ring(epoch)
     assert moves == plan.moves
+    assert plan.least_rounds == 0
     assert holds(memory.placement()) == holds(target)
 
 
@@ -181,6 +184,7 @@ def test_a_swap_moves_together() -> None:
         [0, 0, 1, 1, 0, -1, 0, 0, 0],
     ]
     assert (epoch.moves, epoch.rounds, epoch.bytes(10)) == (2, 1, 20)
+    assert plan.least_rounds == 1
 
 
 def test_a_ring_through_a_rank_twice_is_cut() -> None:

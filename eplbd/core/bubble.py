@@ -1,0 +1,148 @@
+"""How fast weights may travel beside the forwards, so that latency stays under its ceiling.
+
+Owns the pace: from forward times measured with and without transfers it finds, by additive increase
+and multiplicative decrease, the bytes per forward that the bubbles take. It must not know which
+transfers there are (that is `rounds`) nor when an epoch begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, isfinite
+
+from eplbd.errors import RemoteProtocolError
+
+_STEP = 1 / 8
+"""Increase per trial, in experts per forward: six epochs that went well lead from one round in four
+forwards to one in each. Near the floor half of the pace instead, lest one step be a multiple."""
+
+_DECREASE = 1 / 2
+"""Decrease after a trial over the ceiling, as TCP's; additive increase with it converges (Chiu and
+Jain, 1989)."""
+
+_SLOWEST = 1 / 64
+"""Floor, in experts per forward: an epoch must end while its plan still holds."""
+
+_FASTEST = 8.0
+"""Most experts per forward: each round costs every rank a launch and a synchronisation."""
+
+_START = 1 / 4
+"""Experts per forward before anything is known of the links."""
+
+_MEMORY = 0.9
+"""Weight of the past in the time of a forward without transfers: about ten figures."""
+
+_EPOCH_FORWARDS = 32
+"""Forwards that an epoch should stage in, about twice the margin before its commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How an epoch may stage.
+
+    bytes_per_forward: that a rank may receive. stride: forwards per round, at least 1.
+    rounds_per_forward: more than 1 only where stride is 1. experts_per_epoch: per rank, so that the
+    epoch stages in reasonable time.
+    """
+
+    bytes_per_forward: int
+    stride: int
+    rounds_per_forward: int
+    experts_per_epoch: int
+
+
+class Pacer:
+    """Finds the pace of one group. Pure: time enters as measured durations.
+
+    ceiling: most that a forward may take while staging, as a ratio to one without. expert_bytes: of
+    one expert, the most that a round brings to a rank. bandwidth: of the slowest link in use, bytes
+    per second, 0 where unknown. experts_per_rank: most that an epoch may bring to a rank, its
+    number of staging buffers.
+    """
+
+    def __init__(
+        self,
+        *,
+        ceiling: float = 1.05,
+        expert_bytes: int = 1,
+        bandwidth: float = 0.0,
+        experts_per_rank: int = 2,
+    ) -> None:
+        self.ceiling = ceiling
+        """May be set at any time; the next trial is judged by it."""
+        self._expert_bytes = expert_bytes
+        self._bandwidth = bandwidth
+        self._experts_per_rank = experts_per_rank
+        self._rate = 0.0
+        """Experts per forward; 0 until first asked for."""
+        self._forward_s = 0.0
+        self._trial_s = 0.0
+        """Sum of the figures below."""
+        self._trial = 0
+        """Figures of staging forwards since the pace was last judged."""
+        self._inflation = 0.0
+        """Ratio found in the last trial; 0 before the first."""
+
+    def observe(self, *, forward_s: float = 0.0, staging_forward_s: float = 0.0) -> None:
+        """Take an agent's mean times since its last pulse, seconds.
+
+        forward_s: of forwards during which nothing was staged. staging_forward_s: of the others.
+        0 where there was no such forward. Raises RemoteProtocolError for what is no duration.
+        """
+        for name, value in (("forward_s", forward_s), ("staging_forward_s", staging_forward_s)):
+            if not (isfinite(value) and value >= 0):
+                raise RemoteProtocolError(f"pulse: {name} is {value}, expected 0 or more seconds")
+        if forward_s:
+            past = self._forward_s or forward_s
+            self._forward_s = _MEMORY * past + (1 - _MEMORY) * forward_s
+        if staging_forward_s:
+            self._trial_s += staging_forward_s
+            self._trial += 1
+
+    def pace(self) -> Pace:
+        """The pace of the next epoch.
+
+        What was observed since the last call is one trial, judged now: over the ceiling the pace is
+        halved, else it rises by a step. Without new figures the answer stays the same.
+        """
+        rate = self._rate or self._first()
+        if self._trial and self._forward_s:
+            self._inflation = self._trial_s / self._trial / self._forward_s
+            over = self._inflation > self.ceiling
+            rate = rate * _DECREASE if over else rate + min(_STEP, rate / 2)
+            self._trial, self._trial_s = 0, 0.0
+        self._rate = max(_SLOWEST, min(rate, _FASTEST, self._line_rate()))
+        return Pace(
+            bytes_per_forward=int(self._rate * self._expert_bytes),
+            stride=max(1, ceil(1 / self._rate)),
+            rounds_per_forward=max(1, int(self._rate)),
+            experts_per_epoch=max(
+                1, min(self._experts_per_rank, int(self._rate * _EPOCH_FORWARDS))
+            ),
+        )
+
+    @property
+    def round_cost_s(self) -> float:
+        """Seconds of latency that one round costs all requests, as far as known.
+
+        Before the first trial a forward is taken to reach the ceiling while it stages.
+        """
+        inflation = self._inflation or self.ceiling
+        return max(0.0, inflation - 1) * self._forward_s / (self._rate or _START)
+
+    @property
+    def move_cost_s(self) -> float:
+        """Most that one move costs, seconds: a round of its own."""
+        return self.round_cost_s
+
+    def _first(self) -> float:
+        """Where to begin: so slow that it stays under the ceiling even if nothing overlaps."""
+        if not (self._bandwidth and self._forward_s):
+            return _START
+        return (self.ceiling - 1) * self._line_rate()
+
+    def _line_rate(self) -> float:
+        """Experts per forward that the link carries at all; unbounded where unknown."""
+        if not (self._bandwidth and self._forward_s):
+            return _FASTEST
+        return self._bandwidth * self._forward_s / self._expert_bytes

@@ -1,0 +1,315 @@
+"""The leader's books of heat: reports of all ranks become aligned samples of whole steps.
+
+Owns the judgement of a report, the translation from slots to experts by the placement that it was
+measured under, the windows per phase, and the audit of the shared clock. It must not know policies,
+nor what is done about a mismatch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplbd.core.assembly import INT32_MAX, Assembly, Part, Step
+from eplbd.core.heat import PHASES, Heat
+from eplbd.core.messages import Counts, Dispatch, HeatReport
+from eplbd.core.placement import Placement, validate
+from eplbd.core.topology import Topology
+from eplbd.errors import LocalProtocolError, RemoteProtocolError
+
+PHASE_BITS = {"prefill": 1, "decode": 2, "mixed": 3, "all": 3}
+"""What a report's phase may be; a step has the bits of all its ranks."""
+
+_KEPT_PLACEMENTS = 4
+"""Reports lag behind the placement in force by less than one epoch; four leave room for aborts."""
+
+_LAG_STEPS = 128
+"""Forwards by which ranks may be apart in their reports: eight blocks of sixteen, as agents
+send."""
+
+_LIMIT = 1 << 53
+"""Forwards, epochs and routed assignments above this are noise; centuries of them are below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Two ranks' accounts of one forward contradict each other."""
+
+    forward: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """Counts since the ledger began.
+
+    reports: taken, in whole or in part. steps: complete ones. dummy_steps: complete, but without
+    tokens. mismatches: complete, but contradictory. repeated_steps: of one rank, reported again.
+    gaps: places where a rank's reports skip forwards; missing_steps: how many they skip.
+    late_steps: of one rank, for forwards that had left the window. lost_steps: forwards that left
+    it incomplete. unknown_epoch: reports measured under a placement that the ledger does not have.
+    """
+
+    reports: int
+    steps: int
+    dummy_steps: int
+    mismatches: int
+    repeated_steps: int
+    gaps: int
+    missing_steps: int
+    late_steps: int
+    lost_steps: int
+    unknown_epoch: int
+
+
+class _Translation:
+    """From the slots of one placement to experts, for counts of one kind."""
+
+    def __init__(self, placement: Placement, *, sent: bool) -> None:
+        layers, ranks, _ = placement.slots.shape
+        experts = placement.experts
+        keys = placement.slots + np.arange(layers)[:, None, None] * experts
+        if sent:
+            flat = keys.ravel()
+            self.order = np.argsort(flat, kind="stable")
+            self.starts = np.searchsorted(flat[self.order], np.arange(layers * experts))
+        else:
+            self.where = np.ascontiguousarray(keys.transpose(1, 0, 2)).reshape(ranks, -1)
+            ordered = np.sort(placement.slots, axis=2)
+            repeats = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=(0, 2))
+            self.repeats: list[bool] = repeats.tolist()
+
+
+class Ledger:
+    """Heat of one group under one leader.
+
+    window_steps: steps kept per phase. counts: what reports count, tokens received by the rank's
+    own slots or sent to all slots. dispatch: how the engine brings tokens to experts; where it is
+    replicated every rank routes all tokens, so of counts sent only rank 0's are summed. lag_steps:
+    forwards by which the reports of two ranks may be apart, and most steps of one report.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        layers: int,
+        experts: int,
+        window_steps: int,
+        counts: Counts = Counts.RECEIVED,
+        dispatch: Dispatch = Dispatch.ALL_TO_ALL,
+        lag_steps: int = _LAG_STEPS,
+    ) -> None:
+        if min(window_steps, lag_steps) < 1:
+            raise LocalProtocolError(
+                f"ledger: window_steps {window_steps}, lag_steps {lag_steps}, expected at least 1"
+            )
+        self._topology = topology
+        self._layers, self._experts = layers, experts
+        self._sent = counts is Counts.SENT
+        self._replicated = dispatch is Dispatch.REPLICATED
+        columns = topology.slots if self._sent else topology.slots_per_rank
+        self._columns = columns
+        self._assembly = Assembly(topology.ranks, layers, experts, lag_steps)
+        self._translations: dict[int, _Translation] = {}
+        self._windows: dict[str, deque[Step]] = {
+            phase: deque(maxlen=window_steps) for phase in PHASES
+        }
+        self._next = [-1] * topology.ranks
+        self._found: list[Mismatch] = []
+        self._reports = self._complete = self._dummies = self._mismatches = 0
+        self._gaps = self._missing = self._unknown = 0
+
+    def placed(self, epoch: int, placement: Placement) -> None:
+        """Learn what the slots hold under `epoch`; keeps the newest few epochs.
+
+        May be called before the epoch is in force: reports of its first forwards can arrive before
+        its last rank has said that it committed. Raises PlacementError for one that cannot be
+        served.
+        """
+        validate(
+            placement.slots,
+            experts=self._experts,
+            topology=self._topology,
+            layers=self._layers,
+            allow_duplicates=True,
+        )
+        self._translations.pop(epoch, None)
+        self._translations[epoch] = _Translation(placement, sent=self._sent)
+        while len(self._translations) > _KEPT_PLACEMENTS:
+            del self._translations[next(iter(self._translations))]
+
+    def report(self, rank: int, report: HeatReport) -> None:
+        """Take one rank's report.
+
+        A report under an unknown epoch is counted and dropped; a step that came before is counted
+        and passed over. Raises RemoteProtocolError, naming rank and field, for what no correct rank
+        sends; nothing of that report was taken.
+        """
+        self._check(rank, report)
+        translation = self._translations.get(report.epoch)
+        if translation is None:
+            self._unknown += 1
+        else:
+            for step in self._assembly.add(self._translate(rank, report, translation)):
+                self._close(step)
+            self._reports += 1
+        expected, first = self._next[rank], report.first_forward
+        if 0 <= expected < first:
+            self._gaps += 1
+            self._missing += first - expected
+        self._next[rank] = max(expected, first + len(report.counts))
+
+    def heat(self, phase: str = "all") -> Heat:
+        """The newest complete steps of `phase`, oldest first; none at all is an empty window."""
+        steps = np.empty((len(self._window(phase)), self._layers, self._experts), dtype=np.int32)
+        for i, step in enumerate(self._window(phase)):
+            steps[i] = step.heat
+        steps.setflags(write=False)
+        return Heat(steps, phase)
+
+    def loads(self, epoch: int, phase: str = "all") -> NDArray[np.int64]:
+        """`[steps, layers, ranks]` int64 tokens that ranks processed in steps run under `epoch`.
+
+        `placement.par` of it is the realised PAR per step and layer. Oldest first, read-only.
+        """
+        under = [step.load for step in self._window(phase) if step.epoch == epoch]
+        loads = np.empty((len(under), self._layers, self._topology.ranks), dtype=np.int64)
+        for i, load in enumerate(under):
+            loads[i] = load.T
+        loads.setflags(write=False)
+        return loads
+
+    def audit(self) -> list[Mismatch]:
+        """Contradictions found since the last call, oldest forward first; each is returned once.
+
+        With replicated dispatch all ranks must have routed the same number of assignments, with
+        all-to-all their sum counts; either must equal what the slots processed, and all ranks must
+        have run a forward under one epoch.
+        """
+        found, self._found = sorted(self._found, key=lambda m: m.forward), []
+        return found
+
+    def statistics(self) -> LedgerStatistics:
+        """Figures so far."""
+        return LedgerStatistics(
+            reports=self._reports,
+            steps=self._complete,
+            dummy_steps=self._dummies,
+            mismatches=self._mismatches,
+            repeated_steps=self._assembly.repeated,
+            gaps=self._gaps,
+            missing_steps=self._missing,
+            late_steps=self._assembly.late,
+            lost_steps=self._assembly.lost,
+            unknown_epoch=self._unknown,
+        )
+
+    # --- within ---------------------------------------------------------------------------------
+
+    def _window(self, phase: str) -> list[Step]:
+        if phase not in PHASES:
+            raise LocalProtocolError(f"ledger: no window for phase {phase!r}, expected {PHASES}")
+        return sorted(self._windows[phase], key=lambda step: step.forward)
+
+    def _check(self, rank: int, report: HeatReport) -> None:
+        """Raise RemoteProtocolError unless the report is well formed."""
+        if not 0 <= rank < self._topology.ranks:
+            raise _refusal(rank, "rank", f"is {rank}, expected 0..{self._topology.ranks - 1}")
+        if report.phase not in PHASE_BITS:
+            raise _refusal(rank, "phase", f"is {report.phase!r}, expected {[*PHASE_BITS]}")
+        for name, number in (("first_forward", report.first_forward), ("epoch", report.epoch)):
+            if not 0 <= number < _LIMIT:
+                raise _refusal(rank, name, f"is {number}, expected 0 to 2**53")
+        steps = len(report.counts) if report.counts.ndim else 0
+        if not 1 <= steps <= self._assembly.steps:
+            raise _refusal(rank, "counts", f"has {steps} steps, expected 1..{self._assembly.steps}")
+        _check_integers(rank, "counts", report.counts, (steps, self._layers, self._columns))
+        _check_integers(rank, "tokens", report.tokens, (steps,))
+        _check_integers(rank, "routed", report.routed, (steps,), most=_LIMIT)
+        if report.dummy.shape != (steps,) or report.dummy.dtype != np.bool_:
+            found = f"is {report.dummy.dtype} {report.dummy.shape}"
+            raise _refusal(rank, "dummy", f"{found}, expected bool {(steps,)}")
+
+    def _translate(self, rank: int, report: HeatReport, translation: _Translation) -> Part:
+        steps, counts = len(report.counts), report.counts.astype(np.int32, copy=False)
+        where: NDArray[np.intp] | None = None
+        repeats = False
+        if self._sent:
+            if self._replicated and rank:
+                counts = np.zeros_like(counts)
+            by_rank = counts.reshape(steps, self._layers, self._topology.ranks, -1)
+            load = by_rank.sum(axis=3, dtype=np.int64).transpose(0, 2, 1)
+            ordered = counts.reshape(steps, -1)[:, translation.order]
+            heat = np.add.reduceat(ordered, translation.starts, axis=1)
+            heat[report.dummy] = 0
+        else:
+            where, repeats = translation.where[rank], translation.repeats[rank]
+            load = counts.sum(axis=2, dtype=np.int64)
+            heat = counts.reshape(steps, -1)
+        return Part(
+            rank=rank,
+            first_forward=report.first_forward,
+            epoch=report.epoch,
+            phase=PHASE_BITS[report.phase],
+            heat=heat,
+            where=where,
+            repeats=repeats,
+            load=load,
+            routed=report.routed.astype(np.int64, copy=False),
+            dummy=report.dummy,
+        )
+
+    def _close(self, step: Step) -> None:
+        """Audit a complete step and file it."""
+        self._complete += 1
+        detail = self._contradiction(step)
+        if detail:
+            self._mismatches += 1
+            self._found.append(Mismatch(step.forward, detail))
+        elif step.dummy:
+            self._dummies += 1
+        else:
+            self._windows["all"].append(step)
+            for phase in ("prefill", "decode"):
+                if step.phase == PHASE_BITS[phase]:
+                    self._windows[phase].append(step)
+
+    def _contradiction(self, step: Step) -> str:
+        if step.torn:
+            return "ranks ran it under different epochs"
+        processed = int(step.load.sum(dtype=np.int64))
+        routed = int(step.routed[0]) if self._replicated else int(step.routed.sum())
+        if self._replicated and (step.routed != routed).any():
+            other = int(np.flatnonzero(step.routed != routed)[0])
+            return (
+                f"rank 0 routed {routed} assignments, rank {other} {int(step.routed[other])}; "
+                "under replicated dispatch all ranks route the same"
+            )
+        if processed != routed:
+            return f"ranks routed {routed} assignments, their slots processed {processed}"
+        return ""
+
+
+def _check_integers(
+    rank: int,
+    field: str,
+    array: NDArray[np.integer],
+    shape: tuple[int, ...],
+    most: int = INT32_MAX,
+) -> None:
+    if array.shape != shape:
+        raise _refusal(rank, field, f"has shape {array.shape}, expected {shape}")
+    if array.dtype.kind not in "iu":
+        raise _refusal(rank, field, f"has dtype {array.dtype}, expected an integer dtype")
+    if array.min() < 0:
+        raise _refusal(rank, field, f"has a negative value, {array.min()}")
+    if array.max() > most:
+        raise _refusal(rank, field, f"has a value of {array.max()}, expected at most {most}")
+
+
+def _refusal(rank: int, field: str, wrong: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"heat report of rank {rank}: {field} {wrong}")

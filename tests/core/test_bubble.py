@@ -1,0 +1,147 @@
+"""The pace: it finds the bubble, keeps under the ceiling, never stops, and comes back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplbd.core.bubble import Pace, Pacer
+from eplbd.errors import RemoteProtocolError
+
+FORWARD_S = 0.02
+EXPERT_BYTES = 1_000_000
+
+
+class Engine:
+    """Forwards of 20 ms in which `room` experts per forward travel for nothing, more at a price."""
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+
+    def run(self, pacer: Pacer) -> tuple[Pace, float]:
+        """Stage one epoch; return its pace and how much it inflated a forward."""
+        pacer.observe(forward_s=FORWARD_S)
+        pace = pacer.pace()
+        over = max(0.0, pace.rounds_per_forward / pace.stride - self.room)
+        inflation = 1 + over
+        pacer.observe(staging_forward_s=FORWARD_S * inflation)
+        return pace, inflation
+
+
+def last(pacer: Pacer, engine: Engine, epochs: int) -> Pace:
+    return [engine.run(pacer) for _ in range(epochs)][-1][0]
+
+
+def speed(pace: Pace) -> float:
+    return pace.rounds_per_forward / pace.stride
+
+
+@given(st.floats(0.03, 5))
+def test_finds_the_bubble(room: float) -> None:
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES), Engine(room)
+    for _ in range(60):
+        engine.run(pacer)
+    late = [engine.run(pacer) for _ in range(60)]
+    over = [inflation > 1.05 for _, inflation in late]
+    assert not any(a and b for a, b in zip(over[1:], over, strict=False)), "twice in a row"
+    mean = sum(speed(pace) for pace, _ in late) / len(late)
+    # Whole rounds and whole strides waste up to half of the room, the sawtooth a quarter.
+    assert mean >= 0.35 * room
+
+
+def test_stays_under_the_ceiling_where_the_bubble_is_wide() -> None:
+    pacer, engine = Pacer(), Engine(room=3.0)
+    runs = [engine.run(pacer) for _ in range(200)]
+    assert sum(inflation > 1.05 for _, inflation in runs) < 0.15 * len(runs)
+
+
+def test_never_slower_than_the_floor_and_recovers() -> None:
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES), Engine(room=-1.0)
+    pace = last(pacer, engine, 20)
+    assert (pace.stride, pace.rounds_per_forward, pace.experts_per_epoch) == (64, 1, 1)
+    assert pace.bytes_per_forward == EXPERT_BYTES // 64
+    engine.room = 2.0
+    pace = last(pacer, engine, 20)
+    assert pace.stride == 1
+    assert pace.experts_per_epoch == 2
+
+
+def test_never_faster_than_launches_allow() -> None:
+    pacer, engine = Pacer(), Engine(room=1000.0)
+    pace = last(pacer, engine, 200)
+    assert (pace.stride, pace.rounds_per_forward) == (1, 8)
+
+
+def test_begins_so_slow_that_nothing_need_overlap() -> None:
+    # 1 GB/s carries 20 experts of 1 MB in a forward of 20 ms; 5 % of them is one.
+    pacer = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=1e9)
+    pacer.observe(forward_s=FORWARD_S)
+    assert pacer.pace().bytes_per_forward == pytest.approx(EXPERT_BYTES, rel=1e-6)
+    assert Pacer().pace().stride == 4
+
+
+def test_never_faster_than_the_link() -> None:
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=25e6), Engine(room=1000.0)
+    pace = last(pacer, engine, 50)
+    assert pace.stride == 2
+    assert pace.bytes_per_forward == EXPERT_BYTES // 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+def test_asking_again_changes_nothing(pulses: list[tuple[float, float]]) -> None:
+    pacer = Pacer()
+    for forward_s, staging_forward_s in pulses:
+        pacer.observe(forward_s=forward_s, staging_forward_s=staging_forward_s)
+    pace = pacer.pace()
+    assert pacer.pace() == pace
+    assert 1 <= pace.stride <= 64
+    assert 1 <= pace.rounds_per_forward <= 8
+    assert math.isfinite(pacer.move_cost_s)
+
+
+def test_a_trial_without_a_baseline_is_kept_until_there_is_one() -> None:
+    pacer = Pacer()
+    pacer.observe(staging_forward_s=FORWARD_S * 2)
+    assert pacer.pace().stride == 4
+    pacer.observe(forward_s=FORWARD_S)
+    assert pacer.pace().stride == 8
+
+
+def test_many_ranks_are_one_trial() -> None:
+    pacer = Pacer()
+    for _ in range(1000):
+        pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * 1.2)
+    assert pacer.pace().stride == 8
+
+
+def test_the_ceiling_may_move() -> None:
+    pacer = Pacer()
+    pacer.ceiling = 1.5
+    pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * 1.2)
+    assert pacer.pace().stride == 3
+
+
+def test_what_a_round_costs() -> None:
+    pacer = Pacer()
+    assert pacer.move_cost_s == 0
+    pacer.observe(forward_s=FORWARD_S)
+    pacer.pace()
+    assert pacer.round_cost_s == pytest.approx(0.05 * FORWARD_S * 4), "the ceiling, unmeasured"
+    pacer.observe(staging_forward_s=FORWARD_S * 1.02)
+    pace = pacer.pace()
+    assert pacer.round_cost_s == pytest.approx(0.02 * FORWARD_S / 0.375)
+    assert pace.stride == 3
+    pacer.observe(staging_forward_s=FORWARD_S * 0.9)
+    pacer.pace()
+    assert pacer.move_cost_s == 0, "never negative"
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_refuses_what_is_no_duration(value: float) -> None:
+    with pytest.raises(RemoteProtocolError, match="staging_forward_s is"):
+        Pacer().observe(staging_forward_s=value)
+    with pytest.raises(RemoteProtocolError, match="pulse: forward_s is"):
+        Pacer().observe(forward_s=value)

@@ -1,0 +1,26 @@
+"""Heat: the values that policies read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eplbd.core.heat import PHASES, Budget, Heat
+
+
+def test_total_is_wide_enough_for_any_window() -> None:
+    steps = np.full((3, 1, 2), 2**31 - 1, dtype=np.int32)
+    total = Heat(steps, "all").total
+    assert total.tolist() == [[3 * (2**31 - 1)] * 2]
+    assert total.dtype == np.int64
+    assert not total.flags.writeable
+
+
+def test_an_empty_window_has_no_heat() -> None:
+    assert Heat(np.zeros((0, 2, 3), np.int32), PHASES[0]).total.tolist() == [[0] * 3] * 2
+
+
+def test_values_are_frozen() -> None:
+    budget = Budget(moves=None, bytes=None, deadline_s=1.0, expert_bytes=1)
+    with pytest.raises(AttributeError):
+        budget.moves = 3  # type: ignore[misc]
