@@ -6,10 +6,10 @@ Owns the caps. A cap is part of the protocol: a sender that exceeds one is at fa
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 1 << 26
-"""All frames of one message together, unless `session.max_message_bytes` says otherwise. Honest ones
-are far smaller: heat of 16 steps x 58 layers x 9 slots takes 34 kB, and a `Prepare` of all 58 layers
-x 256 experts with 16 replicas of the hottest 1.3 MB. What needs the room is heat of the sent kind
-over a thousand ranks (34 MB)."""
+"""All frames of one message together, unless `session.max_message_bytes` says otherwise. Honest
+ones are far smaller: heat of 16 steps x 58 layers x 9 slots takes 34 kB, a `Prepare` of all 58
+layers x 256 experts with 16 replicas of the hottest 1.3 MB. What needs the room is heat of the sent
+kind over a thousand ranks (34 MB)."""
 
 MAX_HEADER_BYTES = 1 << 16
 """Frame 0. Names and figures only: whatever is larger belongs into an array frame."""
