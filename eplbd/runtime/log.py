@@ -25,7 +25,8 @@ from eplbd.core.events import CycleEnded, EpochEnded, Note
 
 QUEUE_LINES = 4_096
 FLUSH_S = 1.0
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+DEBUG = 10
+LEVELS = {"debug": DEBUG, "info": 20, "warning": 30, "error": 40, "critical": 50}
 # sd-daemon(3): the journal takes this prefix off and files the line under it.
 PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
@@ -65,7 +66,8 @@ class Log:
         """The line of an effect; for an epoch and for a cycle, the one with everything on it."""
         match effect:
             case Note(level, event, fields):
-                self.logger.log(LEVELS[level], event, **fields)
+                # Bound first: a field may be called like an argument.
+                self.logger.bind(**fields).log(LEVELS[level], event)
             case EpochEnded():
                 level = "info" if effect.outcome == "settled" else "warning"
                 self.logger.log(LEVELS[level], "epoch ended", **asdict(effect))
@@ -148,8 +150,9 @@ class _Foreign(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        # With the traceback, where there is one.
-        self._log.logger.log(record.levelno, self.format(record), logger=record.name)
+        # Levels in between count as the one below; the text has the traceback, if there is one.
+        level = max(known for known in LEVELS.values() if known <= max(record.levelno, DEBUG))
+        self._log.logger.log(level, self.format(record), logger=record.name)
 
 
 @contextlib.contextmanager

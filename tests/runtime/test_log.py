@@ -170,6 +170,23 @@ def test_other_libraries_records_are_lines_too() -> None:
     assert "ValueError: invalid literal" in line["event"]
 
 
+@pytest.mark.parametrize(("level", "name"), [(5, "debug"), (25, "info"), (70, "critical")])
+def test_a_level_in_between_is_the_one_below(level: int, name: str) -> None:
+    with _logged(Settings(level="debug")) as (_, written):
+        foreign = logging.getLogger("foreign")
+        foreign.setLevel(1)
+        foreign.log(level, "100 %d", 7)
+    (line,) = written.lines()
+    assert (line["level"], line["event"]) == (name, "100 7")
+
+
+def test_a_field_may_be_called_like_an_argument() -> None:
+    with _logged(Settings()) as (log, written):
+        log.effect(Note("info", "100 %s", {"method_name": 1, "logger": 2, "level": 4}))
+    (line,) = written.lines()
+    assert (line["event"], line["level"], line["logger"]) == ("100 %s", "info", 2)
+
+
 def test_nobody_waits_for_a_reader_that_does_not_read() -> None:
     reader, writer = os.pipe()
     lines = 2 * QUEUE_LINES
