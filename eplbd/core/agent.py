@@ -52,11 +52,9 @@ class Agent:
         self.rank = rank
         self.placement = placement
         self.standing = Standing.IDLE
-        self.term = 0
-        self.epoch = 0
-        self.lane = 0
-        self.attempt = 0
-        self.at = 0
+        self.term = self.epoch = self.attempt = self.at = 0
+        self.begun = (0, 0)
+        """Term and epoch of the newest work ever taken on."""
         self.work: m.Prepare | None = None
         self.target: Placement | None = None
         self.doomed = False
@@ -66,8 +64,8 @@ class Agent:
         self.connected = False
         self.heartbeat_s, self.silence_s = heartbeat_s, silence_s
         self.now = self.last_heard = self.next_beat = 0.0
-        self.stale = self.violations = 0
-        self.refusal = ""
+        self.stale = 0
+        """Orders that matched nothing; a correct leader causes some, after a loss."""
         self.story: deque[object] = deque(maxlen=STORY_LENGTH)
         self.out: list[e.AgentEffect] = []
 
@@ -78,7 +76,8 @@ class Agent:
             case Tick(now):
                 self._tick(now)
             case e.Heard(message):
-                self.story.append(message)
+                if not isinstance(message, m.Beat):
+                    self.story.append(message)
                 self._heard(message)
             case _:
                 self.story.append(event)
@@ -95,10 +94,7 @@ class Agent:
     def _heard(self, message: m.FromLeader) -> None:
         self.last_heard = self.now
         match message:
-            case m.Greet():
-                self._disconnect()
-            case m.Refused(reason):
-                self.refusal = reason
+            case m.Greet() | m.Refused():
                 self._disconnect()
             case m.Welcome():
                 self._welcome(message)
@@ -137,7 +133,7 @@ class Agent:
         if message.term < self.term:
             self.stale += 1
             return
-        self.connected, self.refusal = True, ""
+        self.connected = True
         self.heartbeat_s, self.silence_s = message.heartbeat_s, message.silence_s
         if message.term > self.term:
             self.term = message.term
@@ -149,7 +145,8 @@ class Agent:
             if self.standing is Standing.PREPARED:
                 self._reply(m.Prepared(self.term, message.epoch))
             return
-        if message.epoch <= self.epoch:
+        if message.epoch <= self.epoch or (message.term, message.epoch) <= self.begun:
+            # The second also knows epochs that were dropped: an order may arrive late and again.
             self.stale += 1
             return
         if self.work is not None:
@@ -161,6 +158,7 @@ class Agent:
             self._nack(message.epoch, str(error))
             return
         self.work, self.standing = message, Standing.PREPARING
+        self.begun = (message.term, message.epoch)
         self.doomed = self.orphaned = False
         self.attempt = 0
         self.out.append(e.Reserve(message))
@@ -211,7 +209,7 @@ class Agent:
                 self._disarm()
                 self._drop()
             case _:
-                self.violations += 1
+                self.stale += 1
 
     def _not_pending(self, message: Order) -> None:
         """Answer again for an epoch that is over here, so that a lost answer costs one resend."""
@@ -244,7 +242,7 @@ class Agent:
             case Standing.STAGED, e.ArmMissed(_, epoch, attempt, forward):
                 self._reply(m.Late(self.term, epoch, attempt, forward))
             case Standing.ARMED, e.Neared(_, epoch, attempt) if attempt == self.attempt:
-                self._ask_flip()
+                self._ask(Gate.FLIP)
             case Standing.CONFIRMED, e.Flipped():
                 self._flipped(event)
             case _, e.Neared():
@@ -253,12 +251,11 @@ class Agent:
                 self._impossible(event)
 
     def _reserved(self) -> None:
-        assert self.work is not None
-        self.standing, self.lane = Standing.PREPARED, max(self.lane, self.work.lane)
+        self.standing = Standing.PREPARED
         if self.doomed:
             self._drop()
         elif self.orphaned:
-            self._ask_stage()
+            self._ask(Gate.STAGE)
         else:
             self._reply(m.Prepared(self.term, self.pending))
 
@@ -289,9 +286,9 @@ class Agent:
         if isinstance(event, e.RegisterFailed):
             self._reply(m.Undecided(term, epoch, gate, attempt, event.reason))
             if mine and self.orphaned and self.standing is Standing.PREPARED:
-                self._ask_stage()
+                self._ask(Gate.STAGE)
             elif mine and self.standing is Standing.ARMED and attempt == self.attempt:
-                self._ask_flip()
+                self._ask(Gate.FLIP)
             return
         self._reply(m.Decided(term, epoch, gate, attempt, event.verdict))
         if not mine:
@@ -333,18 +330,18 @@ class Agent:
         match self.standing:
             case Standing.IDLE | Standing.CONFIRMED:
                 return
-            case Standing.PREPARING:
-                self.orphaned = True
-            case Standing.PREPARED:
-                self.orphaned = True
-                self._ask_stage()
-            case Standing.STAGING:
-                self.orphaned = self.doomed = True
             case Standing.STAGED | Standing.FAILED:
                 self._drop()
+                return
+            case Standing.PREPARED:
+                self._ask(Gate.STAGE)
+            case Standing.STAGING:
+                self.doomed = True
             case Standing.ARMED:
-                self.orphaned = True
-                self._ask_flip()
+                self._ask(Gate.FLIP)
+            case Standing.PREPARING:
+                pass  # asks when it is prepared
+        self.orphaned = True
 
     # --- steps shared by several transitions ----------------------------------------------------
 
@@ -366,13 +363,11 @@ class Agent:
         self.standing = Standing.CONFIRMED
         self.out.append(e.ResolveArm(self.attempt, Verdict.COMMIT))
 
-    def _ask_stage(self) -> None:
+    def _ask(self, gate: Gate) -> None:
+        """Propose abort, and learn what holds."""
         assert self.work is not None
-        self.out.append(e.AskRegister(self.work.term, self.pending, Gate.STAGE, 0, Verdict.ABORT))
-
-    def _ask_flip(self) -> None:
-        assert self.work is not None
-        ask = e.AskRegister(self.work.term, self.pending, Gate.FLIP, self.attempt, Verdict.ABORT)
+        attempt = self.attempt if gate is Gate.FLIP else 0
+        ask = e.AskRegister(self.work.term, self.pending, gate, attempt, Verdict.ABORT)
         self.out.append(ask)
 
     def _drop(self, *, say: bool = True) -> None:

@@ -36,7 +36,11 @@ class Balancer:
         self.group = Group(hello, settings, stored_term=stored_term, now=now)
         self.ledger: Ledger | None = None
         self.cycle: Cycle | None = None
-        self.pacer = Pacer(ceiling=settings.transfer.inflation_ceiling)
+        self.pacer = Pacer(
+            ceiling=settings.transfer.inflation_ceiling,
+            expert_bytes=max(1, hello.expert_bytes),
+            experts_per_rank=settings.epoch.experts_per_rank,
+        )
         self.led_term = 0
         self.epoch_plan: EpochPlan | None = None
         self.draining = False
@@ -180,13 +184,16 @@ class Balancer:
         group = self.group
         assert cycle.plan is not None
         pace = self.pacer.pace()
-        self.epoch_plan = cycle.plan.next_epoch(self.settings.epoch.experts_per_rank)
+        self.epoch_plan = cycle.plan.next_epoch(pace.experts_per_epoch)
         if self.epoch_plan is None:
             cycle.measure(self.now)
             return
         prepares = write_prepares(
             self.epoch_plan, term=group.term, epoch=group.issued + 1, lane=group.lane
         )
+        assert self.ledger is not None
+        # Heat of the first forwards under the new map may arrive before the last acknowledgement.
+        self.ledger.placed(group.issued + 1, self.epoch_plan.target)
         group.begin(prepares, pace.stride)
 
     def _epoch_ended(self) -> None:
@@ -198,9 +205,7 @@ class Balancer:
         nbytes = plan.bytes(group.shape.expert_bytes)
         self.out.append(_epoch_line(group, leader, plan, nbytes, cycle.tally.policy))
         if settled:
-            assert self.ledger is not None
             assert group.placement is not None
-            self.ledger.placed(group.epoch, group.placement)
             self.out.append(Persist(group.name, group.term, group.epoch, group.placement))
         cycle.epoch_ended(
             settled=settled, moves=plan.moves, nbytes=nbytes, reason=leader.reason, now=self.now

@@ -139,7 +139,7 @@ class Cycle:
         if gain < self.settings.min_gain:
             return self._refuse(f"gain {gain:.4f} is under min_gain {self.settings.min_gain}")
         cost = plan.moves * cost_s
-        if gain * self.settings.horizon_s <= cost:
+        if gain * self.settings.horizon_s < cost:
             horizon = f"over {self.settings.horizon_s} s"
             return self._refuse(f"gain {gain:.4f} {horizon} does not pay {cost:.3f} s of moves")
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0

@@ -216,9 +216,7 @@ class Group:
         if not self.frozen:
             self.frozen = reason
             self.note("error", "placement frozen", reason=reason)
-            if self.leader:
-                self.leader.give_up(f"frozen: {reason}")
-                self._flush()
+            self.give_up(f"frozen: {reason}")
 
     # --- the epoch under way --------------------------------------------------------------------
 
@@ -244,6 +242,12 @@ class Group:
             if leader.diverged:
                 self.freeze(f"after epoch {leader.epoch} ranks hold other maps: {leader.diverged}")
         return leader
+
+    def give_up(self, reason: str) -> None:
+        """Abandon the epoch under way, if there is one and that is still possible."""
+        if self.leader:
+            self.leader.give_up(reason)
+            self._flush()
 
     def _abandon(self, reason: str) -> None:
         if self.leader:

@@ -195,6 +195,7 @@ class EpochLeader:
         reason = f"rank {rank}: {message.reason}"
         match self.phase:
             case Phase.PREPARE | Phase.OPEN | Phase.ARM:
+                self.lane_broken |= message.lane_broken
                 self.give_up(reason)
             case Phase.STAGE:
                 self._fail(reason, lane_broken=message.lane_broken)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from eplbd.core import messages as m
 from eplbd.core.balancer import Balancer
 from eplbd.core.breaker import Breaker
-from eplbd.core.epoch import Phase as EpochPhase
 from eplbd.core.events import (
     Effect,
     Event,
@@ -234,9 +233,8 @@ class Node:
         self.stopping = True
         for balancer in self.balancers.values():
             balancer.draining = True
-            leader = balancer.group.leader
-            if leader is not None and leader.phase is not EpochPhase.COMMIT:
-                leader.give_up("the daemon stops")
+            balancer.group.give_up("the daemon stops")
+            self._drain(balancer)
 
     def _reconfigured(self, settings: Settings) -> None:
         changed = settings.policy != self.settings.policy

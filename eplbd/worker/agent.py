@@ -79,7 +79,6 @@ class AgentStatistics:
     """Messages that found the queue to the daemon full: control is asked for again, heat lost."""
     garbled: int
     stale: int
-    violations: int
 
 
 class AgentThread:
@@ -140,9 +139,7 @@ class AgentThread:
 
     def statistics(self) -> AgentStatistics:
         """Return the counts."""
-        return AgentStatistics(
-            self._seq, self._dropped, self._garbled, self.machine.stale, self.machine.violations
-        )
+        return AgentStatistics(self._seq, self._dropped, self._garbled, self.machine.stale)
 
     def _tell(self, event: e.AgentEvent) -> None:
         """Hand an event over; called by the stager, the registrar and the forward thread."""

@@ -1,5 +1,4 @@
-"""One simulated rank: the real `Agent`, and the three threads and the engine around it as plain
-state.
+"""One simulated rank: the real `Agent`, its threads and the engine around it as plain state.
 
 The engine's memory is modelled by value: a slot holds the `(layer, expert)` whose bytes it has, so
 a wrong source, a buffer reused too soon or a slot routed to before its bytes came is seen as what
@@ -94,6 +93,7 @@ class SimRank:
         self.registrar: deque[AskRegister] = deque()
         self.outbox: list[m.FromAgent] = []
         self.stopped = False
+        self.register_held_until = 0.0
         self.refuse_next = ""
 
     # --- the agent thread -----------------------------------------------------------------------
@@ -151,7 +151,7 @@ class SimRank:
             agent.standing,
             agent.pending,
             self.forward,
-            agent.lane,
+            self.lane,
             agent.placement.slots,
         )
 
@@ -203,8 +203,9 @@ class SimRank:
     def transfers(self, round_index: int) -> NDArray[np.int32]:
         """Return this rank's rows of a round."""
         assert self.reserved is not None
-        rows = self.reserved.transfers
-        return rows[rows[:, Col.ROUND] == round_index]
+        rows: NDArray[np.int32] = self.reserved.transfers
+        mine: NDArray[np.int32] = rows[rows[:, Col.ROUND] == round_index]
+        return mine
 
     def read(self, row: NDArray[np.int32]) -> Content:
         """Return the bytes a transfer sends."""

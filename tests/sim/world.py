@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eplbd.core import messages as m
 from eplbd.core.agent_events import (
-    Discard,
     RegisterAnswered,
-    Reserve,
-    RoundsDone,
-    RoundsFailed,
-    RunRounds,
 )
 from eplbd.core.events import (
     AskPolicy,
@@ -42,16 +38,24 @@ from eplbd.core.events import (
 )
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
-from eplbd.core.rounds import Col
 from eplbd.core.settings import BalanceSettings, EpochSettings, SessionSettings, Settings
-from tests.sim.rank import WRONG, Job, SimRank
+from tests.sim.rank import SimRank
+from tests.sim.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
 QUICK = Settings(
     balance=BalanceSettings(
-        interval_s=0.2, window_steps=16, min_steps=4, par_trigger=1.0, min_gain=-1e9, pause_s=0.1
+        interval_s=0.2,
+        window_steps=16,
+        min_steps=4,
+        par_trigger=0.0,
+        min_gain=-1e9,
+        horizon_s=0.0,
+        pause_s=0.1,
     ),
     epoch=EpochSettings(
         margin_forwards=4,
@@ -66,6 +70,9 @@ QUICK = Settings(
     session=SessionSettings(heartbeat_s=0.2, silence_s=1.0),
 )
 """Everything is accepted and soon over, so that short schedules see whole rebalances."""
+
+PATIENT = replace(QUICK, epoch=replace(QUICK.epoch, prepare_timeout_s=9.0, decide_timeout_s=9.0))
+"""For schedules in which time passes between any two messages and nobody is to blame for it."""
 
 TICK_S = 0.05
 
@@ -93,12 +100,12 @@ class World:
         self.now = 0.0
         self.register: dict[tuple[object, ...], m.Verdict] = {}
         self.used: dict[int, str] = {}
-        self.broken: set[tuple[int, int]] = set()
-        """Epochs in which a transfer failed: there a rank may wait in vain, until it times out."""
+        self.limbo: list[tuple[float, deque[Any], Any]] = []
         self.log: list[Effect] = []
         self.counts: Counter[str] = Counter()
         self.stored: dict[str, tuple[int, int]] = {}
-        self.lives = 0
+        self.lives = self.daemons = 0
+        self.terms: dict[tuple[int, int], int] = {}
         self.restart_group()
         self.node: Node | None = None
         self.start_daemon()
@@ -112,24 +119,32 @@ class World:
         initial = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
         self.ranks = [SimRank(rank, initial, f"{self.lives:04}") for rank in range(shape.ranks)]
         self.up: list[deque[tuple[int, m.Message]]] = [deque() for _ in self.ranks]
-        self.down: list[deque[m.FromLeader]] = [deque() for _ in self.ranks]
+        self.down: list[deque[Any]] = [deque() for _ in self.ranks]
         self.sent = [0] * shape.ranks
+        self.transport = Transport(self.ranks)
         self.register.clear()
         self.used.clear()
 
     def start_daemon(self, *, stale: bool = False) -> None:
         """Start a daemon with the stored state, or with none or an old one."""
         self.node = Node(self.settings)
+        self.daemons += 1
         self.proposals: deque[AskPolicy] = deque()
         self.feed(Tick(self.now))
         for group, (term, epoch) in self.stored.items():
             self.feed(Restored(group, 0 if stale else term, 0 if stale else epoch))
 
     def kill_daemon(self) -> None:
-        """SIGKILL: what it had queued to send is gone, what was on the way to it too."""
+        """SIGKILL: what was on the way to it is gone; what it had sent may arrive, and late."""
         self.node = None
+        if self.random.random() < 0.5:
+            for down in self.down:
+                due = self.now + self.random.uniform(0.1, 3.0)
+                self.limbo += [(due, down, message) for message in down]
+                down.clear()
         for queue in self.up:
             queue.clear()
+        self.limbo = [held for held in self.limbo if not any(held[1] is up for up in self.up)]
 
     # --- the daemon's shell ---------------------------------------------------------------------
 
@@ -138,20 +153,31 @@ class World:
         if self.node is None:
             return
         for effect in self.node.step(event):
-            match effect:
-                case Send(peer, message):
-                    rank = int(peer.split(b".")[0])
-                    if peer == self.peer(rank):
-                        self.down[rank].append(message)
-                case AskPolicy():
-                    self.proposals.append(effect)
-                case Persist(group, term, epoch, _):
-                    self.stored[group] = (term, epoch)
-                case EpochEnded() | CycleEnded() | Note():
-                    self.log.append(effect)
-                case _:
-                    pass
+            self.perform(effect)
         self.node.check()
+
+    def perform(self, effect: Effect) -> None:
+        """Do what the daemon's shell would do."""
+        match effect:
+            case Send(peer, message):
+                self._check_term(message)
+                rank = int(peer.split(b".")[0])
+                if peer == self.peer(rank):
+                    self.down[rank].append(message)
+            case AskPolicy():
+                self.proposals.append(effect)
+            case Persist(group, term, epoch, _):
+                self.stored[group] = (term, epoch)
+            case EpochEnded() | CycleEnded() | Note():
+                self.log.append(effect)
+            case _:
+                pass
+
+    def _check_term(self, message: m.Message) -> None:
+        """No two daemons lead under one term."""
+        if isinstance(message, m.Welcome):
+            leader = self.terms.setdefault((self.lives, message.term), self.daemons)
+            assert leader == self.daemons, f"term {message.term} was led under before"
 
     def peer(self, rank: int) -> bytes:
         """Return the transport's identity of a rank."""
@@ -166,7 +192,7 @@ class World:
             rows[layer] = self.shuffled()
         self.feed(PolicyAnswered(ask.request, rows, 0.01))
 
-    def shuffled(self) -> np.ndarray:
+    def shuffled(self) -> NDArray[np.int32]:
         """One layer in which every expert is placed and no rank holds one twice."""
         shape = self.shape
         while True:
@@ -197,7 +223,7 @@ class World:
         self.ranks[rank].heard(self.down[rank].popleft())
 
     def disturb(self, rank: int, what: str, *, upward: bool) -> None:
-        """Drop, repeat or reorder on one of a rank's two ways."""
+        """Drop, repeat, reorder or hold back on one of a rank's two ways."""
         queue: deque[Any] = self.up[rank] if upward else self.down[rank]
         if not queue:
             return
@@ -206,109 +232,15 @@ class World:
                 queue.popleft()
             case "repeat":
                 queue.append(queue[0])
+            case "delay":
+                # Also past the death of its sender: the queues of a transport outlive a process.
+                self.limbo.append((self.now + self.random.uniform(0.1, 3.0), queue, queue[0]))
+                if self.random.random() < 0.5:
+                    queue.popleft()
             case _:
                 queue.rotate(1)
 
-    # --- stager and register --------------------------------------------------------------------
-
-    def run_stager(self, rank: int) -> None:
-        """Let a rank's stager do one thing."""
-        me = self.ranks[rank]
-        job = me.stager[0]
-        match job.effect:
-            case Reserve():
-                me.reserve()
-            case Discard():
-                me.discard()
-            case RunRounds():
-                self._run_round(me, job)
-
-    def _run_round(self, me: SimRank, job: Job) -> None:
-        prepare = me.reserved
-        assert prepare is not None
-        if job.round >= prepare.rounds:
-            self._finish(me, job)
-            return
-        waiting = False
-        for row in me.transfers(job.round):
-            key = tuple(int(v) for v in row)
-            if key in job.done:
-                continue
-            if int(row[Col.SRC]) == me.rank and int(row[Col.DST]) == me.rank:
-                me.buffers[int(row[Col.DST_BUFFER])] = me.read(row)
-                job.done.add(key)
-                continue
-            waiting |= not self._meet(me, job, row, key)
-        if not waiting:
-            job.round += 1
-
-    def _meet(self, me: SimRank, job: Job, row: np.ndarray, key: tuple[int, ...]) -> bool:
-        """Move a transfer's bytes if both ends are in its round."""
-        src, dst = self.ranks[int(row[Col.SRC])], self.ranks[int(row[Col.DST])]
-        other = dst if me is src else src
-        theirs = other.rounds()
-        assert isinstance(job.effect, RunRounds)
-        same = (
-            theirs is not None
-            and isinstance(theirs.effect, RunRounds)
-            and (theirs.effect.term, theirs.effect.epoch) == (job.effect.term, job.effect.epoch)
-        )
-        if not same or theirs is None:
-            self._await(me, job, other, job.effect)
-            return False
-        if theirs.round != job.round:
-            return False
-        dst.buffers[int(row[Col.DST_BUFFER])] = src.read(row)
-        job.done.add(key)
-        theirs.done.add(key)
-        return True
-
-    def _await(self, me: SimRank, job: Job, other: SimRank, effect: RunRounds) -> None:
-        """A peer that is not in the rounds must still have them before it, or a transfer failed."""
-        if (effect.term, effect.epoch) in self.broken:
-            if other.agent.pending != effect.epoch and me.reserved is not None:
-                job.round, job.broken = me.reserved.rounds, f"rank {other.rank} did not answer"
-            return
-        agent = other.agent
-        queued = any(
-            isinstance(job.effect, RunRounds) and job.effect.epoch == effect.epoch
-            for job in other.stager
-        )
-        assert queued or agent.pending == effect.epoch, (
-            f"rank {other.rank} walked away from epoch {effect.epoch}: peers wait for its bytes"
-        )
-
-    def _finish(self, me: SimRank, job: Job) -> None:
-        assert me.reserved is not None
-        assert isinstance(job.effect, RunRounds)
-        me.stager.popleft()
-        rows = me.reserved.transfers[me.reserved.transfers[:, Col.DST] == me.rank]
-        bad = [
-            row
-            for row in rows
-            if me.buffers.get(int(row[Col.DST_BUFFER]))
-            != (int(row[Col.LAYER]), int(row[Col.EXPERT]))
-        ]
-        term, epoch = job.effect.term, job.effect.epoch
-        if bad or job.broken:
-            me.step(RoundsFailed(term, epoch, job.broken or "checksum", bool(job.broken)))
-        else:
-            me.step(RoundsDone(term, epoch, me.forward))
-
-    def fail_rounds(self, rank: int) -> None:
-        """A transfer fails: every rank of the round ends its rounds, broken."""
-        for other in self.ranks:
-            job = other.rounds()
-            if job is not None and other.reserved is not None:
-                assert isinstance(job.effect, RunRounds)
-                self.broken.add((job.effect.term, job.effect.epoch))
-                job.round, job.broken = other.reserved.rounds, f"transfer of rank {rank} failed"
-
-    def corrupt(self, rank: int) -> None:
-        """A byte flips in a staging buffer before it was verified."""
-        me = self.ranks[rank]
-        if me.rounds() is not None and me.buffers:
-            me.buffers[self.random.choice(sorted(me.buffers))] = WRONG
+    # --- register ---------------------------------------------------------------------------------
 
     def run_registrar(self, rank: int) -> None:
         """Let a rank ask the register: the first writer decides for all."""
@@ -316,6 +248,10 @@ class World:
         key = (ask.term, ask.epoch, ask.gate, ask.attempt)
         verdict = self.register.setdefault(key, ask.proposal)
         self.ranks[rank].step(RegisterAnswered(ask.term, ask.epoch, ask.gate, ask.attempt, verdict))
+
+    def hold_register(self, rank: int) -> None:
+        """The next answers to a rank wait until the world settles or time has passed."""
+        self.ranks[rank].register_held_until = self.now + 1.0
 
     # --- clock ----------------------------------------------------------------------------------
 
@@ -329,9 +265,8 @@ class World:
         me = self.ranks[rank]
         me.run_forward()
         digest = me.map.digest
-        assert self.used.setdefault(me.forward, digest) == digest, (
-            f"forward {me.forward}: rank {rank} uses map {digest}, another used {self.used[me.forward]}"
-        )
+        first = self.used.setdefault(me.forward, digest)
+        assert first == digest, f"forward {me.forward}: rank {rank} uses {digest}, others {first}"
         me.check_contents()
         self.counts["forwards"] += 1
         if me.forward % 2 == 0 and me.agent.connected:
@@ -360,6 +295,9 @@ class World:
     def tick(self) -> None:
         """Time goes on everywhere."""
         self.now += TICK_S
+        for due, queue, message in [held for held in self.limbo if held[0] <= self.now]:
+            self.limbo.remove((due, queue, message))
+            queue.append(message)
         self.feed(Tick(self.now))
         for me in self.ranks:
             if not me.stopped:
@@ -375,17 +313,17 @@ class World:
         for rank, me in enumerate(self.ranks):
             self.collect(rank)
             if self.up[rank] and self.node:
-                doable.append(lambda rank=rank: self.deliver_up(rank))
+                doable.append(partial(self.deliver_up, rank))
             if me.stopped:
                 continue
             if self.down[rank]:
-                doable.append(lambda rank=rank: self.deliver_down(rank))
+                doable.append(partial(self.deliver_down, rank))
             if me.stager:
-                doable.append(lambda rank=rank: self.run_stager(rank))
-            if me.registrar:
-                doable.append(lambda rank=rank: self.run_registrar(rank))
+                doable.append(partial(self.transport.run, rank))
+            if me.registrar and self.now >= me.register_held_until:
+                doable.append(partial(self.run_registrar, rank))
             if self.may_forward(rank):
-                doable.append(lambda rank=rank: self.run_forward(rank))
+                doable.append(partial(self.run_forward, rank))
         return doable
 
     def run(self, steps: int) -> None:
@@ -410,6 +348,11 @@ class World:
     def settled(self) -> int:
         """Epochs settled so far, over all daemons."""
         return sum(isinstance(e, EpochEnded) and e.outcome == "settled" for e in self.log)
+
+    @property
+    def aborted(self) -> int:
+        """Epochs aborted so far, over all daemons."""
+        return sum(isinstance(e, EpochEnded) and e.outcome == "aborted" for e in self.log)
 
     def story(self) -> str:
         """Where everybody stands, and the last of the log."""

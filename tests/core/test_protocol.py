@@ -1,0 +1,141 @@
+"""The protocol under faults: a whole group in a simulated world, driven by chance.
+
+Faults are drawn from a budget, and going on is far likelier than failing: a schedule in which
+faults are as likely as progress never reaches the states in which they matter. `make mutants` shows
+what this suite notices.
+"""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.sim.world import PATIENT, Shape, World
+
+FAULT_BUDGET = 6
+
+HARMS = (
+    *("drop", "drop", "repeat", "delay", "delay", "delay", "reorder", "partition"),
+    "slow register",
+    *("restart", "kill", "stop", "go on", "fail", "corrupt", "refuse"),
+)
+
+SHAPES = [
+    Shape(layers=2, experts=5, ranks=3, slots_per_rank=3),
+    Shape(layers=1, experts=4, ranks=2, slots_per_rank=2),
+    Shape(layers=3, experts=4, ranks=4, slots_per_rank=2),
+]
+
+
+def inject(world: World, chance: random.Random) -> str:
+    """Do the world one harm."""
+    rank = chance.randrange(len(world.ranks))
+    harm = chance.choice(HARMS)
+    match harm:
+        case "drop" | "repeat" | "delay" | "reorder":
+            world.disturb(rank, harm, upward=chance.random() < 0.5)
+        case "restart":
+            world.kill_daemon()
+            world.start_daemon(stale=chance.random() < 0.5)
+        case "kill":
+            world.kill_daemon()
+        case "fail":
+            world.transport.fail(rank)
+        case "corrupt":
+            world.transport.corrupt(rank, chance)
+        case "refuse":
+            world.ranks[rank].refuse_next = "no memory"
+        case "stop":
+            world.ranks[rank].stopped = True
+        case "go on":
+            for me in world.ranks:
+                me.stopped = False
+        case "partition":
+            world.up[rank].clear()
+            world.down[rank].clear()
+        case _:
+            # Answers of the register come late: everything else goes on meanwhile.
+            world.hold_register(rank)
+    return harm
+
+
+@pytest.mark.parametrize("seed", range(240))
+def test_group_survives_faults(seed: int) -> None:
+    """Any schedule of up to six faults: maps agree at all times, and then balancing resumes."""
+    chance = random.Random(seed)
+    world = World(shape=SHAPES[seed % len(SHAPES)], seed=seed)
+    world.run(chance.randrange(50, 500))
+    for _ in range(FAULT_BUDGET):
+        inject(world, chance)
+        world.run(chance.randrange(1, 200))
+    world.settle()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_group_that_restarts_is_taken_up_anew(seed: int) -> None:
+    world = World(seed=seed)
+    world.run(100 + 40 * seed)
+    world.restart_group()
+    world.settle()
+    assert {me.agent.placement.digest for me in world.ranks} != set()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_faults_nothing_aborts(seed: int) -> None:
+    world = World(seed=seed, shape=SHAPES[seed % len(SHAPES)], settings=PATIENT)
+    for _ in range(3):
+        world.settle()
+    assert world.aborted == 0
+
+
+class Faults(RuleBasedStateMachine):
+    """Hypothesis chooses the schedule, so that what fails is shrunk to what matters."""
+
+    @initialize(seed=st.integers(0, 2**16), shape=st.sampled_from(SHAPES))
+    def begin(self, seed: int, shape: Shape) -> None:
+        self.world = World(shape=shape, seed=seed)
+        self.chance = random.Random(seed)
+        self.budget = FAULT_BUDGET
+
+    @rule(steps=st.integers(1, 60))
+    def go_on(self, steps: int) -> None:
+        self.world.run(steps)
+
+    @rule(steps=st.integers(60, 300))
+    def go_on_for_long(self, steps: int) -> None:
+        self.world.run(steps)
+
+    @precondition(lambda self: self.budget > 0)
+    @rule(seed=st.integers(0, 2**16))
+    def harm(self, seed: int) -> None:
+        self.budget -= 1
+        inject(self.world, random.Random(seed))
+
+    @rule(rounds=st.integers(1, 8))
+    def time_passes(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.tick()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.settle()
+
+
+def test_hypothesis_finds_no_schedule_that_breaks_it() -> None:
+    run_state_machine_as_test(
+        Faults,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,288 @@
+"""Break the protocol on purpose, and see whether its tests notice: `python -m tests.mutants`.
+
+Each mutant is one edit of one machine. The suite that must notice is `tests/core/test_protocol.py`
+alone: it knows no message by name, only that ranks must agree, contents be right, nobody be left
+waiting, and balancing resume. A mutant that survives means that this suite proves nothing about the
+rule it broke.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SUITE = "tests/core/test_protocol.py"
+TIMEOUT_S = 240
+"""The suite takes ten seconds; a mutant that makes it run in circles is noticed by this."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Edits of one file: each `old` stands exactly once in it. `also`: a second edit, elsewhere.
+
+    Two edits where two machines each keep the rule, so that breaking one alone changes nothing.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    also: tuple[str, str, str] | None = None
+
+    def apply(self, root: Path) -> None:
+        """Edit the sources under `root`."""
+        edits = [(self.file, self.old, self.new), *([self.also] if self.also else [])]
+        for file, old, new in edits:
+            path = root / file
+            source = path.read_text()
+            if source.count(old) != 1:
+                raise SystemExit(f"mutant {self.name!r} does not apply to {file}")
+            path.write_text(source.replace(old, new))
+
+
+LEADER, AGENT, GROUP = (f"eplbd/core/{name}.py" for name in ("leader", "agent", "group"))
+
+NACKS_ARM = """\
+            case Standing.FAILED:
+                self._nack(message.epoch, "rounds failed")
+            case Standing.STAGED:
+"""
+
+MUTANTS = (
+    Mutant(
+        "leader: go on one acknowledgement early",
+        LEADER,
+        "        if self.waiting:\n            return\n        match",
+        "        if len(self.waiting) > 1:\n            return\n        match",
+    ),
+    Mutant(
+        "leader: accept answers of a stale epoch",
+        LEADER,
+        "(message.term, message.epoch) != (self.term, self.epoch)",
+        "message.term != self.term",
+    ),
+    Mutant(
+        "leader: commit without the register",
+        LEADER,
+        "                self._enter(Phase.DECIDE)\n",
+        "                self._enter(Phase.COMMIT)\n",
+    ),
+    Mutant(
+        "leader: stage without the register",
+        LEADER,
+        "                self._enter(Phase.OPEN)\n",
+        "                self._enter(Phase.STAGE)\n",
+    ),
+    Mutant(
+        "leader: flip although a rank failed to stage",
+        LEADER,
+        "self._enter(Phase.CLOSE if self.failed else Phase.ARM)",
+        "self._enter(Phase.ARM)",
+        also=(
+            AGENT,
+            NACKS_ARM,
+            NACKS_ARM.replace(
+                'self._nack(message.epoch, "rounds failed")',
+                "self.standing = Standing.STAGED; self._place_arm(message)",
+            ),
+        ),
+    ),
+    Mutant(
+        "leader: give up a decision without writing abort",
+        LEADER,
+        '                self.reason = "the register did not answer"\n'
+        "                self._revoke()",
+        '                self.reason = "the register did not answer"\n'
+        "                self._next_attempt()",
+    ),
+    Mutant(
+        "leader: give up an opened epoch without writing abort",
+        LEADER,
+        "                self.proposal = Verdict.ABORT\n                self._ask()",
+        "                self._enter(Phase.CLOSE)",
+    ),
+    Mutant(
+        "leader: take an abort in the register for a commit",
+        LEADER,
+        "                if commit:\n                    self._enter(Phase.COMMIT)\n"
+        "                else:\n                    self._next_attempt()",
+        "                self._enter(Phase.COMMIT)",
+    ),
+    Mutant(
+        "leader: never send anything twice",
+        LEADER,
+        "            self._say_to(self.waiting)\n\n    # --- entering",
+        "            pass\n\n    # --- entering",
+    ),
+    Mutant(
+        "group: forget the term, claim the same again",
+        GROUP,
+        "max(self.stored_term, self.term, highest) + 1",
+        "max(1, highest)",
+    ),
+    Mutant(
+        "group: number an aborted epoch's successor alike",
+        GROUP,
+        "        self.issued = prepares[0].epoch\n",
+        "        self.issued = prepares[0].epoch - 1\n",
+    ),
+    Mutant(
+        "group: take over before all ranks stand idle",
+        GROUP,
+        "or any(s.standing is not Standing.IDLE for s in stands)",
+        "or False",
+    ),
+    Mutant(
+        "group: do not tell a returning rank that its epoch is over",
+        GROUP,
+        '            self.send(rank, m.Abort(self.term, message.pending, "the epoch is over"))\n',
+        "            pass\n",
+    ),
+    Mutant(
+        "agent: obey any term",
+        AGENT,
+        "            case _ if message.term != self.term:\n                self.stale += 1\n",
+        "",
+    ),
+    Mutant(
+        "agent: take on an epoch again that it dropped",
+        AGENT,
+        " or (message.term, message.epoch) <= self.begun:",
+        ":",
+    ),
+    Mutant(
+        "agent: say prepared before the buffers are there",
+        AGENT,
+        "        self.out.append(e.Reserve(message))\n",
+        "        self.out.append(e.Reserve(message))\n"
+        "        self._reply(m.Prepared(self.term, message.epoch))\n"
+        "        self.standing = Standing.PREPARED\n",
+    ),
+    Mutant(
+        "agent: route to a slot whose bytes were not verified",
+        AGENT,
+        "        elif isinstance(event, e.RoundsFailed):\n",
+        "        elif isinstance(event, e.RoundsFailed) and event.lane_broken:\n",
+    ),
+    Mutant(
+        "agent: walk away from a promise to stage",
+        AGENT,
+        "            case Standing.PREPARED:\n                self._ask(Gate.STAGE)\n",
+        "            case Standing.PREPARED:\n                self._drop()\n"
+        "                return\n",
+    ),
+    Mutant(
+        "agent: walk away from rounds under way",
+        AGENT,
+        "            case Standing.PREPARING | Standing.STAGING:\n"
+        "                self.doomed = True\n            case Standing.PREPARED |",
+        "            case Standing.PREPARING:\n                self.doomed = True\n"
+        "            case Standing.STAGING | Standing.PREPARED |",
+    ),
+    Mutant(
+        "agent: abort an armed flip without the register",
+        AGENT,
+        "                self._ask(Gate.FLIP)\n            case Standing.CONFIRMED, e.Flipped():",
+        "                self._disarm()\n            case Standing.CONFIRMED, e.Flipped():",
+    ),
+    Mutant(
+        "agent: commit an armed flip without the register",
+        AGENT,
+        "                self._ask(Gate.FLIP)\n            case Standing.CONFIRMED, e.Flipped():",
+        "                self._confirmed()\n            case Standing.CONFIRMED, e.Flipped():",
+    ),
+    Mutant(
+        "agent: let an older attempt replace a newer one",
+        AGENT,
+        "            case Standing.ARMED if message.attempt > self.attempt:\n",
+        "            case Standing.ARMED if message.attempt != self.attempt:\n",
+    ),
+    Mutant(
+        "agent: take the register's answer to another attempt",
+        AGENT,
+        "            case Gate.FLIP, Standing.ARMED if attempt == self.attempt:\n",
+        "            case Gate.FLIP, Standing.ARMED:\n",
+    ),
+    Mutant(
+        "agent: release the staging buffers before the flip",
+        AGENT,
+        "        self.standing = Standing.CONFIRMED\n",
+        "        self.standing = Standing.CONFIRMED\n"
+        "        self.out.append(e.Discard(self.term, self.pending))\n",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the suite said of a mutant."""
+
+    mutant: Mutant | None
+    killed: bool
+    by: str
+    seconds: float
+
+
+def run(mutant: Mutant | None) -> Outcome:
+    """Run the suite on a copy of the sources with one edit, or with none as the control."""
+    with tempfile.TemporaryDirectory(prefix="eplbd-mutant-") as folder:
+        copy = Path(folder)
+        for name in ("eplbd", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored)
+        shutil.copy(REPOSITORY / "pyproject.toml", copy)
+        if mutant is not None:
+            mutant.apply(copy)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", SUITE]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=copy,
+                env=os.environ | {"PYTHONPATH": str(copy)},
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(mutant, True, "it runs in circles", TIMEOUT_S)
+        by = _reason(done.stdout + done.stderr)
+        return Outcome(mutant, done.returncode == 1, by, time.monotonic() - began)
+
+
+def _reason(output: str) -> str:
+    """Return the first line that says what failed."""
+    errors = re.findall(r"^E\s+(\w*(?:Error|Failed)[^\n]*)", output, re.MULTILINE)
+    passed = re.findall(r"^(\d+ passed.*)$", output, re.MULTILINE)
+    first: str = (errors or passed or [output[-80:]])[0]
+    return first[:64].replace("|", "/").replace("\n", " ")
+
+
+def main() -> int:
+    """Print the table; fail if a mutant survives or the unedited sources do not pass."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        control, *outcomes = pool.map(run, [None, *MUTANTS])
+    print("| mutant | noticed by | s |\n| --- | --- | --- |")
+    for outcome in outcomes:
+        assert outcome.mutant is not None
+        verdict = outcome.by if outcome.killed else f"**SURVIVES** ({outcome.by})"
+        print(f"| {outcome.mutant.name} | {verdict} | {outcome.seconds:.0f} |")
+    survivors = sum(not outcome.killed for outcome in outcomes)
+    print(
+        f"\nunedited: {control.by}; {len(outcomes) - survivors} of {len(outcomes)} mutants noticed"
+    )
+    return int(survivors > 0 or control.killed or "passed" not in control.by)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
