@@ -111,7 +111,7 @@ class Worker:
             agent.standing,
             agent.pending,
             self.forward,
-            agent.lane,
+            0,
             placement.slots,
         )
 
