@@ -45,6 +45,10 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 _GREETING = 0x6570_6C62_6400_0001
 """First word of a greeting: "eplbd", and the version of the messages between ranks."""
 
+_WATCHDOG = timedelta(days=1)
+"""Timeout of NCCL's and HCCL's own watchdogs, whose remedy is to end the process. Ours is to give
+up the lane: batches are bounded by `exchange`, the meeting by the timeout of the store's client."""
+
 _LEAST_S = 0.001
 """What an operation gets after the deadline: finished ones are still told from failed ones."""
 
@@ -183,19 +187,19 @@ def _issue(group: ProcessGroup, leg: Leg) -> Work:
 
 
 def _group(seat: Seat, number: int, device: torch.device, timeout_s: float) -> ProcessGroup:
-    timeout = timedelta(seconds=timeout_s)
     store = PrefixStore(f"eplbd/lane{number}", seat.store)
     kind = ProcessGroup.BackendType.CUSTOM
     try:
         match BACKENDS.get(device.type):
             case "gloo":
+                timeout = timedelta(seconds=timeout_s)
                 backend: Backend = ProcessGroupGloo(store, seat.rank, seat.ranks, timeout)
                 kind = ProcessGroup.BackendType.GLOO
             case "nccl":
-                backend = _nccl(store, seat, timeout)
+                backend = _nccl(store, seat)
                 kind = ProcessGroup.BackendType.NCCL
             case "hccl":
-                backend = _hccl(store, seat, timeout)
+                backend = _hccl(store, seat)
             case _:
                 raise ConfigError(
                     f"no transport moves {device.type} memory directly; choose transport = 'host'"
@@ -211,20 +215,20 @@ def _group(seat: Seat, number: int, device: torch.device, timeout_s: float) -> P
     return group
 
 
-def _nccl(store: Store, seat: Seat, timeout: timedelta) -> Backend:
+def _nccl(store: Store, seat: Seat) -> Backend:
     # Only builds with NCCL have it.
     from torch._C._distributed_c10d import ProcessGroupNCCL  # noqa: PLC0415
 
     options = ProcessGroupNCCL.Options()
-    options._timeout = timeout  # noqa: SLF001 (there is no other name for it)
+    options._timeout = _WATCHDOG  # noqa: SLF001 (there is no other name for it)
     return ProcessGroupNCCL(store, seat.rank, seat.ranks, options)
 
 
-def _hccl(store: Store, seat: Seat, timeout: timedelta) -> Backend:
+def _hccl(store: Store, seat: Seat) -> Backend:
     # As torch_npu's own registration does it. The module exists on machines with an NPU only.
     module = importlib.import_module("torch_npu._C._distributed_c10d")
     options = module.ProcessGroupHCCL.Options()
-    options._timeout = timeout  # noqa: SLF001 (there is no other name for it)
+    options._timeout = _WATCHDOG  # noqa: SLF001 (there is no other name for it)
     options.global_ranks_in_group = []
     options.group_id = "eplbd"
     backend: Backend = module.ProcessGroupHCCL(store, seat.rank, seat.ranks, options)

@@ -193,7 +193,8 @@ class TorchP2PExecutor:
         pairs, self._pairs = self._pairs, None
         if pairs is None:
             raise LocalProtocolError("commit: nothing was verified")
-        # Weights that an engine made under inference mode may only be written to under it.
+        # Weights that an engine made under inference mode may only be written to under it. torch
+        # 2.13 does not insist for a detached view; no document says that others do not.
         with torch.inference_mode():
             for slot, staged in pairs:
                 slot.copy_(staged, non_blocking=True)

@@ -13,7 +13,7 @@ from eplbd.worker.torch_checksum import WORDS, Checksums  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-SIZES = (5, 8, 8192, 40_007, 8192 * 3 + 8)
+SIZES = (5, 8, 4000, 8192, 40_007, 8192 * 3 + 8)
 CHECKSUMS = Checksums(SIZES, torch.device("cpu"))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
 from torch._C._distributed_c10d import HashStore  # noqa: E402
 
 from eplbd.errors import ConfigError, LocalProtocolError, TransferError  # noqa: E402
@@ -25,22 +26,24 @@ def test_a_rank_that_fails_alone_leaves_no_peer_waiting(
     process_stage: ProcessStage, kind: str
 ) -> None:
     bad = [
-        row(0, 0, 1, (0, 0), (1, 1)),
+        row(0, 0, 0, (0, 0), (1, 1)),
         row(0, 0, 2, (1, 1), (0, 2)),
         row(1, 0, 3, (0, 1), (2, 0)),
         row(1, 0, 4, (2, 1), (0, 1), 1),
     ]
-    good = [row(0, 0, 3, (0, 1), (1, 2))]
+    # The same expert from another slot: what is left of it in memory must not pass for the bad one.
+    good = [row(0, 0, 0, (0, 1), (1, 2))]
     setting = Setting(kind, faulty_slot=0)
     outcomes = process_stage.play(setting, 3, torch_scenarios.failing_alone, bad, good)
-    staging, lane, verifying = outcomes[0].errors
-    assert staging == "round 0, layer 0, expert 1, rank 0 to rank 1: this slot cannot be read"
-    assert lane == "broken: False"
+    whole = "broken: False"
+    before, staging, verifying, *after_it = outcomes[0].errors
+    assert staging == "round 0, layer 0, expert 0, rank 0 to rank 1: this slot cannot be read"
     assert "not everything was staged" in verifying
-    lane, verifying = outcomes[1].errors
-    assert lane == "broken: False"
-    assert "expert 1, rank 0 to rank 1: its sender does not vouch for it" in verifying
-    assert outcomes[2].errors == ["broken: False"], "the next round was not carried through"
+    assert [before, *after_it] == [whole] * 3
+    before, verifying, *after_it = outcomes[1].errors
+    assert "expert 0, rank 0 to rank 1: its sender does not vouch for it" in verifying
+    assert [before, *after_it] == [whole] * 3
+    assert outcomes[2].errors == [whole] * 3, "the next round was not carried through"
     expected = after(first(3), good)
     expected[2] = after(first(3), bad[2:3])[2]
     assert contents(outcomes) == expected
@@ -130,9 +133,43 @@ def test_a_commit_asks_nothing_of_the_host_on_cuda() -> None:
     assert weight[3].tolist() == expected
 
 
+class WrittenMark:
+    """A mark that writes down what it is asked for: on a CPU nothing else shows the order."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._weight = weight
+
+    def _ask(self, what: str) -> None:
+        self.asked.append((what, int(self._weight[2, 0])))
+
+    def record(self) -> None:
+        self._ask("record")
+
+    def hold_back(self) -> None:
+        self._ask("hold back")
+
+    def reached(self) -> bool:
+        return True
+
+
+def test_staging_starts_behind_the_last_commit() -> None:
+    weight = torch.tensor([[1], [2], [3]], dtype=torch.uint8)
+    executor = TorchP2PExecutor(ExpertTensors([{"w": weight}]), HashStore(), 0, 1)
+    mark = WrittenMark(weight)
+    executor._committed = mark  # noqa: SLF001 (its order is what is tested)
+    executor.renew(0)
+    for source in (0, 1):
+        executor.reserve(work_of(0, [row(0, 0, source, (0, source), (0, 2))]))
+        executor.stage(0)
+        executor.verify()
+        executor.commit()
+    assert mark.asked == [("hold back", 3), ("record", 1), ("hold back", 1), ("record", 2)]
+
+
 def test_settings_of_the_suite_are_real(process_stage: ProcessStage) -> None:
     """The faulty slot is faulty only where the setting says so."""
     rows = [row(0, 0, 1, (0, 0), (1, 1))]
     setting = replace(Setting("gloo"), faulty_slot=-1)
     outcomes = process_stage.play(setting, 2, torch_scenarios.failing_alone, rows, rows)
-    assert [outcome.errors for outcome in outcomes] == [["broken: False"]] * 2
+    assert [outcome.errors for outcome in outcomes] == [["broken: False"] * 3] * 2

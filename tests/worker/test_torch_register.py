@@ -27,7 +27,10 @@ pytestmark = pytest.mark.slow
 SERVER = """
 import datetime, sys
 from torch._C._distributed_c10d import TCPStore
-store = TCPStore("127.0.0.1", 0, None, True, datetime.timedelta(seconds=20), wait_for_workers=False)
+port = int(sys.argv[1])
+store = TCPStore(
+    "127.0.0.1", port, None, True, datetime.timedelta(seconds=20), wait_for_workers=False
+)
 print(store.port, flush=True)
 sys.stdin.read()
 """
@@ -38,22 +41,27 @@ class Host:
     """A store in a process of its own, to be stopped and killed."""
 
     process: subprocess.Popen[str]
+    port: int
     store: Store
 
     def send(self, what: signal.Signals) -> None:
         os.kill(self.process.pid, what)
 
 
+def serve(port: int = 0) -> tuple[subprocess.Popen[str], int]:
+    """Start a process that hosts a store; return it and its port."""
+    command = [sys.executable, "-c", SERVER, str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
 @pytest.fixture
 def host() -> Iterator[Host]:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, text=True
-    ) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
+    process, port = serve()
+    with process:
         store = TCPStore("127.0.0.1", port, None, False, timedelta(seconds=20))
-        yield Host(process, store)
+        yield Host(process, port, store)
         process.send_signal(signal.SIGCONT)
         process.kill()
 
@@ -111,13 +119,18 @@ def test_a_stopped_host_is_an_error_in_time_and_not_the_end(host: Host) -> None:
         assert register.decide("queued", Verdict.COMMIT, deadline_s=10.0) is Verdict.COMMIT
 
 
-def test_a_dead_host_is_an_error_naming_the_key(host: Host) -> None:
+def test_a_dead_host_is_an_error_naming_the_key_and_a_new_connection_is_made(host: Host) -> None:
     with TorchRegister(host.store) as register:
         register.decide("before", Verdict.COMMIT, deadline_s=10.0)
         host.process.kill()
         host.process.wait()
         with pytest.raises(RegisterError, match="'after'"):
             register.decide("after", Verdict.COMMIT, deadline_s=10.0)
+        again, _ = serve(host.port)
+        with again:
+            verdict = register.decide("later", Verdict.ABORT, deadline_s=10.0)
+            again.kill()
+        assert verdict is Verdict.ABORT
 
 
 def test_a_waiting_user_of_the_engines_client_does_not_hold_up_the_register(host: Host) -> None:
