@@ -1,7 +1,7 @@
 """House rules that no linter knows: sizes, names, docstrings, and where torch may be imported."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,10 +18,13 @@ def sources() -> list[Path]:
     return sorted(path for path in found if not {".venv", "build"} & set(path.parts))
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def trees() -> tuple[tuple[str, ast.Module], ...]:
     """Each source as `(path below the repository, syntax tree)`."""
-    for path in sources():
-        yield str(path.relative_to(REPOSITORY)), ast.parse(path.read_bytes(), str(path))
+    return tuple(
+        (str(path.relative_to(REPOSITORY)), ast.parse(path.read_bytes(), str(path)))
+        for path in sources()
+    )
 
 
 def imported(node: ast.AST) -> list[str]:
