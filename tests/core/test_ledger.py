@@ -292,6 +292,14 @@ def test_few_placements_are_kept_but_the_newest() -> None:
     assert ledger.statistics().unknown_epoch == 1
 
 
+def test_a_placement_that_comes_back_is_the_newest() -> None:
+    ledger = pair()
+    for epoch in (8, 9, 10, 7, 11):
+        ledger.placed(epoch, PLACEMENT)
+    ledger.report(0, said(5, [1, 1], epoch=7))
+    assert ledger.statistics().unknown_epoch == 0
+
+
 def test_a_placement_is_judged() -> None:
     with pytest.raises(PlacementError, match="expert 2 in no slot"):
         pair().placed(8, Placement(np.array([[[0, 1], [1, 0]]], np.int32), 3))
