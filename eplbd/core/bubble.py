@@ -8,7 +8,7 @@ transfers there are (that is `rounds`) nor when an epoch begins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 
 from eplbd.errors import RemoteProtocolError
 
@@ -34,6 +34,10 @@ _MEMORY = 0.9
 
 _EPOCH_FORWARDS = 32
 """Forwards that an epoch should stage in, about twice the margin before its commit."""
+
+
+_SHORTEST_S, _LONGEST_S = 1e-6, 86_400.0
+"""No forward is over sooner, none is measured later; what lies outside is noise or no duration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +94,14 @@ class Pacer:
         0 where there was no such forward. Raises RemoteProtocolError for what is no duration.
         """
         for name, value in (("forward_s", forward_s), ("staging_forward_s", staging_forward_s)):
-            if not (isfinite(value) and value >= 0):
-                raise RemoteProtocolError(f"pulse: {name} is {value}, expected 0 or more seconds")
-        if forward_s:
+            if not 0 <= value <= _LONGEST_S:
+                raise RemoteProtocolError(
+                    f"pulse: {name} is {value}, expected 0 to {_LONGEST_S} seconds"
+                )
+        if forward_s >= _SHORTEST_S:
             past = self._forward_s or forward_s
             self._forward_s = _MEMORY * past + (1 - _MEMORY) * forward_s
-        if staging_forward_s:
+        if staging_forward_s >= _SHORTEST_S:
             self._trial_s += staging_forward_s
             self._trial += 1
 

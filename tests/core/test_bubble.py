@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eplbd.core.bubble import Pace, Pacer
@@ -90,7 +90,9 @@ def test_never_faster_than_the_link() -> None:
     assert pace.bytes_per_forward == EXPERT_BYTES // 2
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+@example([(5e-324, 86_400.0), (0.0, 0.0)])
+@example([(86_400.0, 1e-6)] * 9)
+@given(st.lists(st.tuples(st.floats(0, 86_400), st.floats(0, 86_400))))
 def test_asking_again_changes_nothing(pulses: list[tuple[float, float]]) -> None:
     pacer = Pacer()
     for forward_s, staging_forward_s in pulses:
@@ -139,7 +141,7 @@ def test_what_a_round_costs() -> None:
     assert pacer.move_cost_s == 0, "never negative"
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-1.0, 86_401.0, math.nan, math.inf])
 def test_refuses_what_is_no_duration(value: float) -> None:
     with pytest.raises(RemoteProtocolError, match="staging_forward_s is"):
         Pacer().observe(staging_forward_s=value)
