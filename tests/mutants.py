@@ -27,35 +27,23 @@ TIMEOUT_S = 240
 
 @dataclass(frozen=True)
 class Mutant:
-    """Edits of one file: each `old` stands exactly once in it. `also`: a second edit, elsewhere.
-
-    Two edits where two machines each keep the rule, so that breaking one alone changes nothing.
-    """
+    """One edit: `old` stands exactly once in `file`."""
 
     name: str
     file: str
     old: str
     new: str
-    also: tuple[str, str, str] | None = None
 
     def apply(self, root: Path) -> None:
         """Edit the sources under `root`."""
-        edits = [(self.file, self.old, self.new), *([self.also] if self.also else [])]
-        for file, old, new in edits:
-            path = root / file
-            source = path.read_text()
-            if source.count(old) != 1:
-                raise SystemExit(f"mutant {self.name!r} does not apply to {file}")
-            path.write_text(source.replace(old, new))
+        path = root / self.file
+        source = path.read_text()
+        if source.count(self.old) != 1:
+            raise SystemExit(f"mutant {self.name!r} does not apply to {self.file}")
+        path.write_text(source.replace(self.old, self.new))
 
 
 LEADER, AGENT, GROUP = (f"eplbd/core/{name}.py" for name in ("leader", "agent", "group"))
-
-NACKS_ARM = """\
-            case Standing.FAILED:
-                self._nack(message.epoch, "rounds failed")
-            case Standing.STAGED:
-"""
 
 MUTANTS = (
     Mutant(
@@ -83,18 +71,12 @@ MUTANTS = (
         "                self._enter(Phase.STAGE)\n",
     ),
     Mutant(
-        "leader: flip although a rank failed to stage",
+        "leader: decide when the first rank is armed",
         LEADER,
-        "self._enter(Phase.CLOSE if self.failed else Phase.ARM)",
-        "self._enter(Phase.ARM)",
-        also=(
-            AGENT,
-            NACKS_ARM,
-            NACKS_ARM.replace(
-                'self._nack(message.epoch, "rounds failed")',
-                "self.standing = Standing.STAGED; self._place_arm(message)",
-            ),
-        ),
+        "                self._acknowledged(rank, Phase.ARM if attempt == self.attempt "
+        "else None)\n",
+        "                if self.phase is Phase.ARM and attempt == self.attempt:\n"
+        "                    self._enter(Phase.DECIDE)\n",
     ),
     Mutant(
         "leader: give up a decision without writing abort",
@@ -170,8 +152,10 @@ MUTANTS = (
     Mutant(
         "agent: route to a slot whose bytes were not verified",
         AGENT,
-        "        elif isinstance(event, e.RoundsFailed):\n",
-        "        elif isinstance(event, e.RoundsFailed) and event.lane_broken:\n",
+        "            self.standing = Standing.FAILED\n"
+        "            self._nack(event.epoch, event.reason, lane_broken=event.lane_broken)\n",
+        "            self.standing = Standing.STAGED\n"
+        "            self._reply(m.Staged(self.term, event.epoch))\n",
     ),
     Mutant(
         "agent: walk away from a promise to stage",
@@ -262,7 +246,7 @@ def run(mutant: Mutant | None) -> Outcome:
 
 def _reason(output: str) -> str:
     """Return the first line that says what failed."""
-    errors = re.findall(r"^E\s+(\w*(?:Error|Failed)[^\n]*)", output, re.MULTILINE)
+    errors = re.findall(r"^E\s+(?:[\w.]*\.)?(\w*(?:Error|Failed)\b[^\n]*)", output, re.MULTILINE)
     passed = re.findall(r"^(\d+ passed.*)$", output, re.MULTILINE)
     first: str = (errors or passed or [output[-80:]])[0]
     return first[:64].replace("|", "/").replace("\n", " ")

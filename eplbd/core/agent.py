@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from eplbd.core.epoch import Order
     from eplbd.core.placement import Placement
 
-STORY_LENGTH = 64
-"""Events kept for the story of an error; an epoch without faults has nine."""
+STORY_LENGTH = 64  # events kept for the story of an error; an epoch without faults has nine
 
 
 class Agent:
@@ -65,7 +64,6 @@ class Agent:
         self.heartbeat_s, self.silence_s = heartbeat_s, silence_s
         self.now = self.last_heard = self.next_beat = 0.0
         self.stale = 0
-        """Orders that matched nothing; a correct leader causes some, after a loss."""
         self.story: deque[object] = deque(maxlen=STORY_LENGTH)
         self.out: list[e.AgentEffect] = []
 
@@ -351,8 +349,7 @@ class Agent:
         self.out.append(e.RunRounds(self.work.term, self.pending, stride))
 
     def _place_arm(self, message: m.Arm) -> None:
-        self.at = message.at
-        near = message.at - message.guard
+        self.at, near = message.at, message.at - message.guard
         self.out.append(e.PlaceArm(self.term, message.epoch, message.attempt, message.at, near))
 
     def _disarm(self) -> None:
@@ -367,8 +364,7 @@ class Agent:
         """Propose abort, and learn what holds."""
         assert self.work is not None
         attempt = self.attempt if gate is Gate.FLIP else 0
-        ask = e.AskRegister(self.work.term, self.pending, gate, attempt, Verdict.ABORT)
-        self.out.append(ask)
+        self.out.append(e.AskRegister(self.work.term, self.pending, gate, attempt, Verdict.ABORT))
 
     def _drop(self, *, say: bool = True) -> None:
         assert self.work is not None
@@ -392,9 +388,8 @@ class Agent:
         self.out.append(e.Reply(message))
 
     def _impossible(self, event: e.AgentEvent) -> None:
-        story = "\n  ".join(map(repr, self.story))
-        where = f"rank {self.rank} is {self.standing} in epoch {self.pending}"
-        raise LocalProtocolError(f"{where}: {event} cannot happen\n  {story}")
+        story = "\n  ".join([f"rank {self.rank} is {self.standing}", *map(repr, self.story)])
+        raise LocalProtocolError(f"{event} cannot happen\n  {story}")
 
     def check(self) -> None:
         """Assert the invariants; tests call it after each step."""

@@ -162,7 +162,7 @@ class Balancer:
             return True
         try:
             refused = cycle.answered(
-                event.slots, placement, event.duration_s, self.pacer.move_cost_s
+                event.slots, placement, event.duration_s, self.pacer.round_cost_s
             )
         except PlacementError as error:
             self.refused(f"invalid: {error}", "failed")

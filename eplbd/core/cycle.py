@@ -118,7 +118,7 @@ class Cycle:
     ) -> str:
         """Judge a proposal; return why it is refused, empty if its epochs may begin.
 
-        cost_s: seconds of inter-token latency that moving one expert costs, from the pacer. Raises
+        cost_s: seconds of inter-token latency that one round costs, from the pacer. Raises
         PlacementError if the proposal is no placement: the policy's fault.
         """
         self.tally.policy_s = duration_s
@@ -138,7 +138,7 @@ class Cycle:
         gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
         if gain < self.settings.min_gain:
             return self._refuse(f"gain {gain:.4f} is under min_gain {self.settings.min_gain}")
-        cost = plan.moves * cost_s
+        cost = plan.least_rounds * cost_s
         if gain * self.settings.horizon_s < cost:
             horizon = f"over {self.settings.horizon_s} s"
             return self._refuse(f"gain {gain:.4f} {horizon} does not pay {cost:.3f} s of moves")

@@ -18,15 +18,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from eplbd.core import messages as m
 from tests.sim.world import PATIENT, Shape, World
 
 FAULT_BUDGET = 6
 
 HARMS = (
     *("drop", "drop", "repeat", "delay", "delay", "delay", "reorder", "partition"),
-    "slow register",
-    *("restart", "kill", "stop", "go on", "fail", "corrupt", "refuse"),
+    *("echo", "echo", "slow register"),
+    *("dies", "dies", "restart", "kill", "stop", "go on", "fail", "corrupt", "refuse"),
 )
+
+ORDERS = (m.Welcome, m.Prepare, m.Stage, m.Arm, m.Confirm, m.Abort)
+"""Orders after which a daemon may die with some of them given and others not."""
 
 SHAPES = [
     Shape(layers=2, experts=5, ranks=3, slots_per_rank=3),
@@ -42,15 +46,17 @@ def inject(world: World, chance: random.Random) -> str:
     match harm:
         case "drop" | "repeat" | "delay" | "reorder":
             world.disturb(rank, harm, upward=chance.random() < 0.5)
+        case "dies":
+            world.dies_at = chance.choice(ORDERS)
+        case "echo":
+            world.echo(2.0)
         case "restart":
             world.kill_daemon()
             world.start_daemon(stale=chance.random() < 0.5)
         case "kill":
             world.kill_daemon()
-        case "fail":
-            world.transport.fail(rank)
-        case "corrupt":
-            world.transport.corrupt(rank, chance)
+        case "fail" | "corrupt":
+            world.transport.pending[harm] = rank
         case "refuse":
             world.ranks[rank].refuse_next = "no memory"
         case "stop":

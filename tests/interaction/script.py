@@ -232,7 +232,7 @@ class Script:
 
     def do_corrupt(self, rank: str) -> None:
         """Flip a byte in a staging buffer of a rank."""
-        self._here.transport.corrupt(int(rank), self._here.random)
+        self._here.transport.corrupt(int(rank))
 
     def do_fail(self, rank: str) -> None:
         """Break a transfer of a rank."""

@@ -6,7 +6,6 @@ a delay: it is what hangs a real transport.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from eplbd.core.agent_events import Discard, Reserve, RoundsDone, RoundsFailed, RunRounds
@@ -25,6 +24,8 @@ class Transport:
         self.ranks = ranks
         self.broken: set[tuple[int, int]] = set()
         """Epochs in which a transfer failed: there a rank may wait in vain, until it times out."""
+        self.pending: dict[str, int] = {}
+        """Harm that strikes when next there is something to strike: what, on which rank."""
 
     def run(self, rank: int) -> None:
         """Let a rank's stager do one thing."""
@@ -41,7 +42,13 @@ class Transport:
     def _run_round(self, me: SimRank, job: Job) -> None:
         prepare = me.reserved
         assert prepare is not None
+        if job.round and self.pending.get("fail") == me.rank:
+            del self.pending["fail"]
+            self.fail(me.rank)
         if job.round >= prepare.rounds:
+            if me.buffers and self.pending.get("corrupt") == me.rank:
+                del self.pending["corrupt"]
+                me.buffers[min(me.buffers)] = WRONG
             self._finish(me, job)
             return
         waiting = False
@@ -119,8 +126,8 @@ class Transport:
                 self.broken.add((job.effect.term, job.effect.epoch))
                 job.round, job.broken = other.reserved.rounds, f"transfer of rank {rank} failed"
 
-    def corrupt(self, rank: int, chance: random.Random) -> None:
+    def corrupt(self, rank: int) -> None:
         """A byte flips in a staging buffer before it was verified."""
         me = self.ranks[rank]
         if me.rounds() is not None and me.buffers:
-            me.buffers[chance.choice(sorted(me.buffers))] = WRONG
+            me.buffers[min(me.buffers)] = WRONG

@@ -100,6 +100,8 @@ class World:
         self.now = 0.0
         self.register: dict[tuple[object, ...], m.Verdict] = {}
         self.used: dict[int, str] = {}
+        self.echo_until = 0.0
+        self.dies_at: type[m.FromLeader] | None = None
         self.limbo: list[tuple[float, deque[Any], Any]] = []
         self.log: list[Effect] = []
         self.counts: Counter[str] = Counter()
@@ -154,7 +156,19 @@ class World:
             return
         for effect in self.node.step(event):
             self.perform(effect)
+            if self._dies_of(effect):
+                self.kill_daemon()
+                return
         self.node.check()
+
+    def _dies_of(self, effect: Effect) -> bool:
+        """Whether this is where the daemon is to be killed, with half of its orders given."""
+        if not isinstance(effect, Send) or type(effect.message) is not self.dies_at:
+            return False
+        if self.random.random() < 0.5:
+            self.dies_at = None
+            return True
+        return False
 
     def perform(self, effect: Effect) -> None:
         """Do what the daemon's shell would do."""
@@ -164,6 +178,9 @@ class World:
                 rank = int(peer.split(b".")[0])
                 if peer == self.peer(rank):
                     self.down[rank].append(message)
+                    if self.now < self.echo_until:
+                        due = self.now + self.random.uniform(0.05, 1.0)
+                        self.limbo.append((due, self.down[rank], message))
             case AskPolicy():
                 self.proposals.append(effect)
             case Persist(group, term, epoch, _):
@@ -248,6 +265,10 @@ class World:
         key = (ask.term, ask.epoch, ask.gate, ask.attempt)
         verdict = self.register.setdefault(key, ask.proposal)
         self.ranks[rank].step(RegisterAnswered(ask.term, ask.epoch, ask.gate, ask.attempt, verdict))
+
+    def echo(self, seconds: float) -> None:
+        """Everything said to any rank from now on, for a while, is said again later."""
+        self.echo_until = self.now + seconds
 
     def hold_register(self, rank: int) -> None:
         """The next answers to a rank wait until the world settles or time has passed."""
@@ -335,6 +356,7 @@ class World:
         """Without further faults: the group must become ready and settle another epoch."""
         for me in self.ranks:
             me.stopped = False
+        self.dies_at = None
         if self.node is None:
             self.start_daemon()
         before = self.settled
