@@ -52,14 +52,11 @@ class Agent:
         self.placement = placement
         self.standing = Standing.IDLE
         self.term = self.epoch = self.attempt = self.at = 0
-        self.begun = (0, 0)
-        """Term and epoch of the newest work ever taken on."""
+        self.begun = (0, 0)  # term and epoch of the newest work ever taken on
         self.work: m.Prepare | None = None
         self.target: Placement | None = None
-        self.doomed = False
-        """The epoch will be discarded once its rounds are through."""
-        self.orphaned = False
-        """The leader that prepared the epoch is gone: the register ends it."""
+        self.doomed = False  # the epoch will be discarded once its rounds are through
+        self.orphaned = False  # the leader that prepared it is gone: the register ends it
         self.connected = False
         self.heartbeat_s, self.silence_s = heartbeat_s, silence_s
         self.now = self.last_heard = self.next_beat = 0.0
