@@ -1,0 +1,114 @@
+"""When a rebalance is wanted, and which proposals are paid for."""
+
+import numpy as np
+import pytest
+
+from eplbd.core.cycle import EPOCH_RETRIES, Cycle, Stage, mean_par
+from eplbd.core.heat import Heat
+from eplbd.core.placement import Placement
+from eplbd.core.settings import BalanceSettings
+from eplbd.core.topology import Topology
+from eplbd.errors import PlacementError
+
+CURRENT = Placement.linear(1, 4, 2, 3)
+"""Slots 0 1 2 | 3 0 1."""
+
+BETTER = np.array([[[0, 1, 2], [3, 0, 2]]], dtype=np.int32)
+SETTINGS = BalanceSettings(interval_s=10.0, min_steps=4, par_trigger=1.05, min_gain=0.01)
+
+
+def hot(expert: int, steps: int = 16) -> Heat:
+    heat = np.full((steps, 1, 4), 10, dtype=np.int32)
+    heat[:, :, expert] = 100
+    return Heat(heat, "all")
+
+
+def cycle(settings: BalanceSettings = SETTINGS) -> Cycle:
+    return Cycle(settings, Topology.single_node(2, 3), layers=1, experts=4)
+
+
+def planning(settings: BalanceSettings = SETTINGS) -> Cycle:
+    made = cycle(settings)
+    assert made.consider(hot(2), CURRENT, "p", 0.0) is not None
+    return made
+
+
+def test_the_policy_does_not_see_the_steps_it_is_judged_on() -> None:
+    made = cycle()
+    heat = Heat(hot(2).steps + np.arange(16, dtype=np.int32)[:, None, None], "all")
+    seen = made.consider(heat, CURRENT, "p", 0.0)
+    assert seen is not None
+    assert seen.steps.shape[0] == 12
+    assert (made.judged == heat.steps[12:]).all()
+
+
+def test_balanced_heat_asks_nobody_and_rests_an_interval() -> None:
+    made = cycle()
+    even = Heat(np.array([[[10, 10, 5, 5]]] * 8, dtype=np.int32), "all")
+    assert mean_par(CURRENT, even.steps) <= SETTINGS.par_trigger
+    assert made.consider(even, CURRENT, "p", 5.0) is None
+    assert not made.wants_plan(14.9)
+    assert made.wants_plan(15.0)
+
+
+def test_too_few_steps_are_no_basis() -> None:
+    assert cycle().consider(hot(2, steps=3), CURRENT, "p", 0.0) is None
+
+
+def test_hold_mode_never_wants_a_plan() -> None:
+    assert not cycle(BalanceSettings(mode="hold")).wants_plan(1e9)
+
+
+def test_a_gain_is_taken() -> None:
+    made = planning()
+    assert made.answered(BETTER, CURRENT, 0.1, 0.0) == ""
+    assert made.stage is Stage.MOVING
+    assert made.tally.par_predicted < made.tally.par_before
+
+
+def test_the_same_again_is_unchanged() -> None:
+    made = planning()
+    assert made.answered(CURRENT.slots, CURRENT, 0.1, 0.0) == "unchanged"
+    assert made.stage is Stage.RESTING
+
+
+def test_a_loss_is_refused() -> None:
+    made = planning()
+    worse = np.array([[[0, 1, 3], [2, 0, 1]]], dtype=np.int32)
+    assert "under min_gain" in made.answered(worse, CURRENT, 0.1, 0.0)
+
+
+def test_moves_must_be_paid_for() -> None:
+    made = planning(BalanceSettings(min_steps=4, horizon_s=10.0))
+    assert "does not pay" in made.answered(BETTER, CURRENT, 0.1, 100.0)
+
+
+def test_no_placement_is_the_policys_fault() -> None:
+    with pytest.raises(PlacementError, match="holds expert 3 in no slot"):
+        planning().answered(np.array([[[0, 1, 2], [0, 1, 2]]]), CURRENT, 0.1, 0.0)
+
+
+def test_more_moves_than_allowed_is_the_policys_fault() -> None:
+    made = planning(BalanceSettings(min_steps=4, max_moves=1))
+    everything = np.array([[[3, 2, 1], [0, 1, 2]]], dtype=np.int32)
+    with pytest.raises(PlacementError, match="the budget is 1"):
+        made.answered(everything, CURRENT, 0.1, 0.0)
+
+
+def test_aborted_epochs_are_tried_again_later_and_later_and_then_dropped() -> None:
+    made = planning()
+    assert made.answered(BETTER, CURRENT, 0.1, 0.0) == ""
+    pauses = []
+    now = 0.0
+    for _ in range(EPOCH_RETRIES):
+        assert made.may_move(now)
+        made.epoch_ended(settled=False, moves=1, nbytes=1, reason="r", now=now)
+        if made.stage is Stage.MOVING:
+            assert not made.may_move(now)
+            pauses.append(made.next_at - now)
+            now = made.next_at
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[-1]
+    assert made.stage is Stage.MEASURING
+    assert made.outcome == "failed"
+    assert "r" in made.tally.reason
