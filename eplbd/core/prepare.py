@@ -163,8 +163,10 @@ def _check_maps(message: Prepare, current: Placement, rank: int) -> None:
             f"prepare: physical has shape {physical.shape}, expected {(n, experts)} and at least "
             "one replica"
         )
-    used = np.arange(physical.shape[2]) < message.replica_count[:, :, None]
-    if (used != (physical >= 0)).any() or not used[:, :, 0].all():
+    counts = message.replica_count
+    used = np.arange(physical.shape[2]) < counts[:, :, None]
+    beyond = (counts < 1) | (counts > physical.shape[2])
+    if beyond.any() or (used != (physical >= 0)).any():
         raise PlacementError("prepare: physical and replica_count disagree")
     first = physical[:, :, :1]
     filled = np.where(used, physical, first).reshape(n, -1)

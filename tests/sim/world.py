@@ -191,7 +191,7 @@ class World:
                 pass
 
     def _check_term(self, message: m.Message) -> None:
-        """No two daemons give orders under one term; a mere claim may die unheard and be repeated."""
+        """No two daemons give orders under one term; a mere claim may die and be repeated."""
         if isinstance(message, m.Prepare):
             leader = self.terms.setdefault((self.lives, message.term), self.daemons)
             assert leader == self.daemons, f"term {message.term} was led under before"
