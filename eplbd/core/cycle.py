@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 HELD_OUT = 0.25
 """Share of the window's newest steps that the policy does not see and is judged on."""
 
+JUDGED_STEPS = 32
+"""Steps on which placements are compared, evenly spaced: PAR over more differs in the third digit,
+and the leader's loop must not stand still (512 steps of 58 x 256 take 0.2 s)."""
+
 EPOCH_RETRIES = 5
 """Consecutive aborted epochs after which the rest of a plan is dropped: by then its heat is old."""
 
@@ -56,6 +60,12 @@ class Tally:
     settled: int = 0
     aborted: int = 0
     reason: str = ""
+
+
+def thinned(steps: NDArray[np.int32]) -> NDArray[np.int32]:
+    """At most `JUDGED_STEPS` of `steps` (`[steps, layers, experts]`), the newest among them."""
+    stride = -(-steps.shape[0] // JUDGED_STEPS)
+    return steps[::-1][:: max(1, stride)][::-1]
 
 
 def mean_par(placement: Placement, steps: NDArray[np.int32]) -> float:
@@ -100,11 +110,11 @@ class Cycle:
         steps = heat.steps.shape[0]
         if steps < max(self.settings.min_steps, 2):
             return None
-        before = mean_par(current, heat.steps)
+        before = mean_par(current, thinned(heat.steps))
         if before <= self.settings.par_trigger:
             return None
         held_out = max(1, int(steps * HELD_OUT))
-        self.judged = heat.steps[-held_out:]
+        self.judged = thinned(heat.steps[-held_out:])
         self.tally = Tally(policy=policy, par_before=before)
         self.stage = Stage.PLANNING
         return Heat(heat.steps[:-held_out], heat.phase)
