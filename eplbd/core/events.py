@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eplbd.core.heat import Budget, Heat
-    from eplbd.core.messages import Message
+    from eplbd.core.messages import FromAgent, FromLeader
     from eplbd.core.placement import Placement
     from eplbd.core.settings import Settings
     from eplbd.core.topology import Topology
@@ -41,7 +41,7 @@ class Received:
 
     peer: Peer
     seq: int
-    message: Message
+    message: FromAgent
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Send:
     """Send to a peer; may be lost, the machine sends again until answered."""
 
     peer: Peer
-    message: Message
+    message: FromLeader
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -105,7 +105,7 @@ class Node:
 
     # --- peers ----------------------------------------------------------------------------------
 
-    def _received(self, peer: Peer, seq: int, message: m.Message) -> None:
+    def _received(self, peer: Peer, seq: int, message: m.FromAgent) -> None:
         if isinstance(message, m.Hello):
             self._hello(peer, seq, message)
             return
@@ -113,10 +113,6 @@ class Node:
         if member is None:
             self.counts["unknown"] += 1
             self.out.append(Send(peer, m.Greet()))
-            return
-        if isinstance(message, m.FromLeader):
-            self.counts["rejected"] += 1
-            self._complain(peer, "message refused", f"{type(message).__name__} is a leader's")
             return
         name, rank = member
         balancer = self.balancers[name]

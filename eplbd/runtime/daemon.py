@@ -13,7 +13,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import anyio
 import anyio.lowlevel
@@ -235,8 +234,7 @@ class Daemon:
     def _perform(self, effect: e.Effect, pending: deque[e.Event]) -> None:
         match effect:
             case e.Send(peer, message):
-                # What the core sends is a leader's; its type still says any message.
-                if self._send(peer, cast("FromLeader", message)) is Sent.UNREACHABLE:
+                if self._send(peer, message) is Sent.UNREACHABLE:
                     self._seqs.pop(peer, None)
                     pending.append(e.Unreachable(peer))
             case e.AskPolicy():

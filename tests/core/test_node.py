@@ -91,15 +91,6 @@ def test_an_offender_is_logged_once_and_counted_always() -> None:
     assert node.statistics().garbled == 5
 
 
-def test_a_leaders_message_from_a_worker_is_refused() -> None:
-    world = running()
-    before = repr(world.ranks[0].agent.placement.digest)
-    world.feed(Received(world.peer(0), 10**6, m.Confirm(1, 1, 1)))
-    assert here(world).statistics().rejected == 1
-    assert repr(world.ranks[0].agent.placement.digest) == before
-    world.settle()
-
-
 def test_impossible_heat_is_refused_and_nothing_else_changes() -> None:
     world = running()
     node = here(world)

@@ -120,7 +120,7 @@ class World:
         shape = self.shape
         initial = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
         self.ranks = [SimRank(rank, initial, f"{self.lives:04}") for rank in range(shape.ranks)]
-        self.up: list[deque[tuple[int, m.Message]]] = [deque() for _ in self.ranks]
+        self.up: list[deque[tuple[int, m.FromAgent]]] = [deque() for _ in self.ranks]
         self.down: list[deque[Any]] = [deque() for _ in self.ranks]
         self.sent = [0] * shape.ranks
         self.transport = Transport(self.ranks)
@@ -190,7 +190,7 @@ class World:
             case _:
                 pass
 
-    def _check_term(self, message: m.Message) -> None:
+    def _check_term(self, message: m.FromLeader) -> None:
         """No two daemons give orders under one term; a mere claim may die and be repeated."""
         if isinstance(message, m.Prepare):
             leader = self.terms.setdefault((self.lives, message.term), self.daemons)
