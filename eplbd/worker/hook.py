@@ -3,11 +3,12 @@
 Owns the shared clock (the count of MoE forwards, dummies included) and the flip. It must not know
 the protocol: the agent thread places an `Arm` and resolves it.
 
-No lock. The agent thread writes `_arm`, then reads `forward`; the forward thread writes `forward`,
-then reads `_arm`. The interpreter runs the two threads' bytecode one at a time, so at least one of
-them sees the other's write: an arm that was placed in time cannot be overlooked, and one that was
-not is resolved with abort by the agent thread, which no leader can have turned into a commit
-because it was never acknowledged.
+No lock, and one writer for each field. The agent thread writes `_arm`, then reads `forward`; the
+forward thread writes `forward`, then reads `_arm`. The interpreter runs the two threads' bytecode
+one at a time, so at least one of them sees the other's write: an arm that was placed in time cannot
+be overlooked, and one that was not is resolved with abort by the agent thread, which no leader can
+have turned into a commit because it was never acknowledged. The forward thread leaves an arm behind
+by marking it, never by clearing `_arm`: there may already be the next attempt's.
 
 The one wait: at the armed forward with nothing decided, until the register has answered. There it
 is the only correct thing to do, since another rank may flip at this very forward.
@@ -32,7 +33,8 @@ from eplbd.worker.ring import HeatRing
 class Arm:
     """An attempt to flip: written by the agent thread, read by the forward thread.
 
-    write: puts the new maps in force, in place and in stream order.
+    write: puts the new maps in force, in place and in stream order. woke, passed: the forward
+    thread's notes that it told `Neared`, and that forward `at` is behind it.
     """
 
     term: int
@@ -43,6 +45,7 @@ class Arm:
     write: Callable[[], None]
     verdict: Verdict | None = None
     woke: bool = False
+    passed: bool = False
     decided: threading.Event = field(default_factory=threading.Event)
 
     def resolve(self, verdict: Verdict) -> None:
@@ -94,13 +97,18 @@ class ForwardHook:
         self._arm: Arm | None = None
         self._began = self._ended = 0.0
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a forward has begun and not ended; from any thread."""
+        return self._began > self._ended
+
     # --- the forward thread ---------------------------------------------------------------------
 
     def before_forward(self) -> None:
         """Count the forward; flip, if it is the armed one."""
         self.forward = forward = self.forward + 1
         arm = self._arm
-        if arm is not None and forward >= arm.near:
+        if arm is not None and forward >= arm.near and not arm.passed:
             self._armed(arm, forward)
         self._began = perf_counter()
 
@@ -137,7 +145,7 @@ class ForwardHook:
                 f"{self._wait_limit_s} s at forward {forward}; its host, rank 0, is gone"
             )
         stall_s = perf_counter() - began
-        self._arm = None
+        arm.passed = True
         if arm.verdict is Verdict.COMMIT:
             self._executor.commit()
             arm.write()
