@@ -1,0 +1,197 @@
+"""A group of real workers behind a relay, and the ways to talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from tests.chaos import control as c
+from tests.chaos.proxy import Proxy
+from tests.chaos.waiting import until
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_S = 60.0
+"""torch, the process groups, the model; five seconds on an idle machine."""
+ANSWER_S = 25.0
+"""More than a worker itself waits for a forward."""
+SETTLE_S = 20.0
+POLL_S = 0.03
+"""A report costs its rank some of the time that is measured."""
+AHEAD = 6
+"""Forwards: orders for a forward have to reach all ranks before it."""
+
+
+class Rank:
+    """One worker's process and its control channel."""
+
+    def __init__(self, setting: c.Setting, log: IO[bytes]) -> None:
+        self.setting = setting
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            start_new_session=True,
+        )
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self._answers.put(line)
+        self.popen.stdout.close()
+        self._answers.put(b"")
+
+    def tell(self, what: msgspec.Struct) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(msgspec.json.encode(what) + b"\n")
+        self.popen.stdin.flush()
+
+    def answer(self, deadline_s: float = ANSWER_S) -> bytes:
+        try:
+            line = self._answers.get(timeout=deadline_s)
+        except queue.Empty:
+            line = b""
+        assert line, f"rank {self.setting.rank} does not answer (exit {self.popen.poll()})"
+        return line
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        if self.popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.popen.stdin.close()
+        self._reader.join()
+
+
+class Group:
+    """Workers of one life of the group. Enter it: they run forwards; leave it: nothing is left."""
+
+    def __init__(
+        self,
+        folder: Path,
+        daemon: str,
+        *,
+        ranks: int = 3,
+        dispatch: str = "all-to-all",
+        period_s: float = 0.015,
+        transfer_timeout_s: float = 10.0,
+    ) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.ranks = ranks
+        self.proxy = Proxy(f"ipc://{folder}/front.sock", daemon)
+        self._shared = ranks, self.proxy.front, dispatch, period_s, transfer_timeout_s
+        self.workers: list[Rank] = []
+        self._stack = contextlib.ExitStack()
+        self.dead = False
+
+    def start(self) -> None:
+        """Start the workers and return when all of them run forwards."""
+        self._stack.enter_context(self.proxy)
+        port = 0
+        for rank in range(self.ranks):
+            log = self._stack.enter_context((self.folder / f"rank{rank}.log").open("wb"))
+            ranks, front, dispatch, period_s, transfer_timeout_s = self._shared
+            setting = c.Setting(rank, ranks, port, front, dispatch, period_s, transfer_timeout_s)
+            worker = Rank(setting, log)
+            self.workers.append(worker)
+            worker.tell(setting)
+            if rank == 0:
+                port = msgspec.json.decode(worker.answer(START_S))["port"]
+        for worker in self.workers:
+            worker.tell(c.Tell())
+        for worker in self.workers:
+            worker.answer(START_S)
+
+    def kill(self) -> None:
+        """SIGKILL all of them, at once."""
+        self.dead = True
+        for worker in self.workers:
+            worker.kill()
+        self._stack.close()
+
+    def leave(self) -> list[int]:
+        """Let all leave before one forward; exit statuses."""
+        self.ask(c.Leave(self.newest() + AHEAD))
+        codes = [worker.popen.wait(SETTLE_S) for worker in self.workers]
+        self.kill()
+        return codes
+
+    # --- talk -----------------------------------------------------------------------------------
+
+    def ask(self, command: c.Command, ranks: Sequence[int] | None = None) -> list[c.Report]:
+        """Give a command to some ranks (default: all); their reports."""
+        chosen = [self.workers[rank] for rank in (range(self.ranks) if ranks is None else ranks)]
+        for worker in chosen:
+            worker.tell(command)
+        return [msgspec.json.decode(worker.answer(), type=c.Report) for worker in chosen]
+
+    def reports(self) -> list[c.Report]:
+        """How all stand."""
+        return self.ask(c.Tell())
+
+    def newest(self) -> int:
+        """The newest forward of any rank."""
+        return max(report.forward for report in self.reports())
+
+    def audit(self) -> list[c.Report]:
+        """How all stand between the same two forwards."""
+        return self.ask(c.Audit(self.newest() + AHEAD))
+
+    def inject(self, rank: int, fault: str, *, times: int = 1, seconds: float = 0.0) -> None:
+        """Let a fault strike on a rank."""
+        self.ask(c.Inject(fault, times, seconds), [rank])
+
+    def struck(self, rank: int, fault: str, times: int = 1) -> None:
+        """Wait until it has."""
+        self.until(
+            lambda reports: reports[rank].struck.count(fault) >= times, f"{fault} on rank {rank}"
+        )
+
+    def until(
+        self,
+        happened: Callable[[list[c.Report]], bool],
+        what: str,
+        deadline_s: float = SETTLE_S,
+    ) -> list[c.Report]:
+        """Wait for a condition on the reports of all ranks; the reports that met it."""
+        last: list[c.Report] = []
+
+        def met() -> bool:
+            last[:] = self.reports()
+            return happened(last)
+
+        until(met, deadline_s, lambda: f"{what}\n{self.story(last)}", poll_s=POLL_S)
+        return last
+
+    # --- for a test that fails ------------------------------------------------------------------
+
+    def story(self, reports: Sequence[c.Report] = ()) -> str:
+        """What passed the relay last, how the ranks stand, and the end of their logs."""
+        passed = "\n".join(list(self.proxy.story)[-60:])
+        stand = "\n".join(
+            f"rank {r.rank}: forward {r.forward} epoch {r.epoch} term {r.term} {r.standing}"
+            f"{'' if r.connected else ' alone'} lane {r.lane} struck {r.struck}"
+            for r in reports
+        )
+        logs = "\n".join(
+            f"rank {rank}: " + (self.folder / f"rank{rank}.log").read_text(errors="replace")[-1500:]
+            for rank in range(self.ranks)
+        )
+        return f"{passed}\n{stand}\n{logs}"
