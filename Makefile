@@ -29,7 +29,7 @@ test: setup style spelling types contracts tests mutants closing ## Everything t
 
 check: setup style spelling types contracts ## The loop of a developer: seconds, no torch, no processes
 	$(call heading,tests without the slow ones)
-	@$(BIN)/pytest -q -m 'not slow'
+	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest -q -m 'not slow'
 
 bench: setup ## Benchmarks, each printing its ratio
 	@$(BIN)/pytest -s tests/bench

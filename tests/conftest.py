@@ -23,6 +23,8 @@ settings.register_profile(
     max_examples=2_000,
     print_blob=True,
 )
+# A developer's loop: `make check`.
+settings.register_profile("quick", settings.get_profile("repeatable"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -139,7 +139,7 @@ def test_hypothesis_finds_no_schedule_that_breaks_it() -> None:
     run_state_machine_as_test(
         Faults,
         settings=settings(
-            max_examples=60,
+            max_examples=min(60, settings().max_examples),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
