@@ -27,7 +27,7 @@ from eplbd.core.agent_events import (
     RunRounds,
 )
 from eplbd.core.messages import Gate, Prepare
-from eplbd.errors import EplbdError, TransferError
+from eplbd.errors import TransferError
 from eplbd.worker.executor import Executor, RankWork
 from eplbd.worker.hook import ForwardHook
 from eplbd.worker.register import DecisionRegister, RegisterError
@@ -36,6 +36,9 @@ log = logging.getLogger("eplbd.worker")
 
 IDLE_S = 0.02
 """With no forward for this long there is nothing to disturb: the next round need not wait."""
+
+LONGEST_FORWARD_S = 1.0
+"""A forward that lasts longer is not waited for: a peer may already wait for the round's bytes."""
 
 
 class Engine(Protocol):
@@ -99,8 +102,7 @@ class Stager:
                 return ReserveFailed(*key, f"lane {executor.lane} is broken", lane_broken=True)
             self.write = self._engine.stage_maps(prepare)
             executor.reserve(RankWork(self._rank, prepare.rounds, prepare.transfers))
-        except (EplbdError, RuntimeError) as error:
-            # RuntimeError: what torch raises when a device has no memory left.
+        except Exception as error:  # noqa: BLE001 - the adapter's code: whatever it is, no epoch
             return ReserveFailed(*key, _sentence(error), executor.lane_broken)
         self._rounds = prepare.rounds
         return Reserved(*key)
@@ -138,9 +140,12 @@ class Stager:
 
     def _await_bubble(self, stride: int) -> None:
         """Let `stride` forwards pass, if any come: a round begins where a forward ended."""
+        hook = self._hook
         for _ in range(stride):
-            self._hook.bubble.clear()
-            if not self._hook.bubble.wait(IDLE_S):
+            hook.bubble.clear()
+            if hook.bubble.wait(IDLE_S):
+                continue
+            if not hook.under_way or not hook.bubble.wait(LONGEST_FORWARD_S):
                 return
 
 
