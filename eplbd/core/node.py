@@ -158,9 +158,9 @@ class Node:
             for gone in old.group.peers():
                 self.members.pop(gone, None)
         stored = self.stored.get(hello.group)
-        balancer = Balancer(
-            hello, self.settings, stored_term=stored.term if stored else 0, now=self.now
-        )
+        # The ranks of a new life have obeyed nobody yet: only here is it known what was led under.
+        led_under = max(stored.term if stored else 0, old.group.term if old else 0)
+        balancer = Balancer(hello, self.settings, stored_term=led_under, now=self.now)
         self.balancers[hello.group] = balancer
         return balancer
 

@@ -216,3 +216,12 @@ def test_a_member_of_another_shape_is_refused_by_name() -> None:
     assert len(refused) == 1
     assert isinstance(refused[0], m.Refused)
     assert "layers" in refused[0].reason
+
+
+def test_a_new_life_of_a_group_is_led_under_a_later_term() -> None:
+    """Its ranks know of none, and the state directory only of those before the daemon's start."""
+    world = running()
+    before = here(world).balancers["sim"].group.term
+    world.restart_group()
+    world.settle()
+    assert here(world).balancers["sim"].group.term > before
