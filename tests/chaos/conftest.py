@@ -24,6 +24,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield from _opened(Lab(tmp_path_factory.mktemp("lab")))
 
 
+@pytest.fixture(scope="package")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two ranks, each of which recomputes the routing of all tokens."""
+    yield from _opened(Lab(tmp_path_factory.mktemp("replicated"), ranks=2, dispatch="replicated"))
+
+
 def _table(lab: Lab) -> str:
     """What was measured, for `pytest -s`."""
     bound = lab.bound

@@ -29,7 +29,7 @@ FAIL_STAGE = "fail a round"
 SLOW_STAGE = "hold up a round"
 DAMAGE = "flip a byte in a staging buffer"
 CUT_LANE = "cut the lane"
-SLOW_REGISTER = "hold up the register's answer to a flip"
+SLOW_REGISTER = "hold up the register's abort of a flip"
 PAUSE_AGENT = "pause the agent's thread"
 KILL_AGENT = "end the agent's thread while it is armed"
 
@@ -165,8 +165,8 @@ class SlowRegister(TorchRegister):
 
     def decide(self, key: str, proposal: Verdict, *, deadline_s: float) -> Verdict:
         verdict = super().decide(key, proposal, deadline_s=deadline_s)
-        if "/flip/" in key and (seconds := self._faults.strikes(SLOW_REGISTER)) is not None:
-            time.sleep(seconds)
+        if "/flip/" in key and verdict is Verdict.ABORT:
+            time.sleep(self._faults.strikes(SLOW_REGISTER) or 0.0)
         return verdict
 
 

@@ -26,6 +26,7 @@ SLACK_S = 0.2
 ranks, the daemon, its policy and the test: a start of the daemon alone is a second of one core."""
 
 LEAST_SILENCE_S = 0.8
+ALONE_FORWARDS = 60
 
 QUICK: dict[str, object] = {
     "log__format": "json",
@@ -111,15 +112,15 @@ class Lab:
         folder.mkdir(parents=True)
         self.daemon = Served(folder)
         self.daemon.configure(**QUICK)
-        self.group = Group(
-            folder / "group", self.daemon.socket, ranks=self._ranks, dispatch=self._dispatch
-        )
         self._built = True
-        self.group.start()
+        self.start_group()
         self.group.ask(c.Forget())
         self.group.ask(c.RoundTrip())
         started = self.group.newest()
-        self.group.until(lambda now: now[0].forward > started + 60, "sixty forwards")
+        self.group.until(
+            lambda now: now[0].forward > started + ALONE_FORWARDS, "forwards without a daemon"
+        )
+        assert not any(r.connected or r.epoch for r in self.group.reports())
         self.daemon.start()
         self.settles_further(epochs=2)
         reports = self.group.reports()
@@ -129,6 +130,12 @@ class Lab:
         self.daemon.start()
         self.settles_further()
         self.sound = True
+
+    def start_group(self) -> None:
+        """Begin a life of the group."""
+        folder = self.daemon.folder / f"group{next(self._numbers)}"
+        self.group = Group(folder, self.daemon.socket, ranks=self._ranks, dispatch=self._dispatch)
+        self.group.start()
 
     def configure(self, **keys: object) -> None:
         """Write the configuration: the quick one, but for `keys`."""
@@ -163,6 +170,10 @@ class Lab:
         reports = self.group.audit()
         self.one_map(reports)
         assert [r.wrong for r in reports] == [[]] * len(reports), self.group.story(reports)
+        self.nobody_waited(name, reports, register_s)
+
+    def nobody_waited(self, name: str, reports: list[c.Report], register_s: float = 0.0) -> None:
+        """No forward of any rank came later than the bound allows."""
         gap = max(reports, key=lambda r: r.max_gap_s)
         hook_s = max(r.max_hook_s for r in reports)
         # A rank that is held up holds up the others' twins; the least of them is the machine.

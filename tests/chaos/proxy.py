@@ -80,6 +80,10 @@ class Proxy:
         self._thread.join()
         self._context.destroy(linger=0)
 
+    def identity(self, rank: int) -> bytes:
+        """How the daemon knows this rank's worker."""
+        return next(identity for identity, known in self._ranks.items() if known == rank)
+
     @contextlib.contextmanager
     def obeying(self, rule: Rule) -> Iterator[None]:
         """Ask this rule first, while the block runs."""

@@ -20,6 +20,8 @@ START_S = 30.0
 END_S = 10.0
 LINE_S = 20.0
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 Line = dict[str, Any]
 
 
@@ -52,13 +54,15 @@ class Served:
 
     def launch(self, config: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process of the daemon; whoever calls it sees to its end."""
+        environment = {name: value for name, value in os.environ.items() if "EPLBD" not in name}
         command = [sys.executable, "-m", "eplbd", "serve", "--config", str(config or self.config)]
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if "EPLBD" not in name},
+            # The path is for the policies that come from the tests.
+            env={**environment, "PYTHONPATH": str(REPOSITORY)},
             start_new_session=True,
         )
 

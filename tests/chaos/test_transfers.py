@@ -1,0 +1,170 @@
+"""What goes wrong on the way of the weights and of the arms: one rank's fault, nobody's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from eplbd.core import messages as m
+from eplbd.core.messages import Gate
+from tests.chaos import faults as f
+from tests.chaos.control import Report
+from tests.chaos.lab import Lab
+from tests.chaos.proxy import Passing, Rule
+from tests.chaos.rules import says
+from tests.chaos.served import Line
+
+pytestmark = pytest.mark.slow
+
+
+def _strikes(lab: Lab, rank: int, fault: str, seconds: float = 0.0) -> tuple[Line, list[Report]]:
+    """Let a fault strike; the line of the epoch that it struck, and the reports before."""
+    before, mark = lab.group.reports(), lab.daemon.mark()
+    lab.group.inject(rank, fault, seconds=seconds)
+    lab.group.struck(rank, fault, before[rank].struck.count(fault) + 1)
+    aborted = lab.daemon.line("epoch ended", mark=mark, outcome="aborted")
+    return aborted, before
+
+
+def _lanes(reports: Sequence[Report]) -> list[int]:
+    return [report.lane for report in reports]
+
+
+def test_a_byte_flips_in_a_staging_buffer(lab: Lab) -> None:
+    with lab.scenario("a byte flips"):
+        aborted, before = _strikes(lab, 1, f.DAMAGE)
+        assert aborted["reason"].startswith("rank 1: round ")
+        assert "'w13' differs from what its holder sealed" in aborted["reason"]
+        assert _lanes(lab.group.reports()) == _lanes(before)
+
+
+def test_a_round_fails_on_one_rank(lab: Lab) -> None:
+    """It carries the remaining rounds through all the same, so no peer's transfer fails."""
+    with lab.scenario("a round fails"):
+        aborted, before = _strikes(lab, 1, f.FAIL_STAGE)
+        assert "a kernel of the test failed" in aborted["reason"]
+        now = lab.group.reports()
+        assert _lanes(now) == _lanes(before)
+        assert [r.failures for r in now] == [r.failures for r in before]
+
+
+def test_a_transfer_breaks_its_lane(lab: Lab) -> None:
+    with lab.scenario("a lane breaks"):
+        aborted, before = _strikes(lab, 2, f.CUT_LANE)
+        assert "rank" in aborted["reason"]
+        lab.settles_further()
+        now = lab.group.reports()
+        assert _lanes(now) == [lane + 1 for lane in _lanes(before)]
+
+
+def test_a_round_takes_its_time(lab: Lab) -> None:
+    with lab.scenario("a slow round"):
+        mark = lab.daemon.mark()
+        lab.group.inject(1, f.SLOW_STAGE, seconds=1.0)
+        lab.group.struck(1, f.SLOW_STAGE)
+        lab.daemon.line("epoch ended", mark=mark, outcome="settled")
+        assert any(line["stage_s"] >= 1.0 for line in lab.daemon.since(mark, "epoch ended"))
+        assert not any(lab.daemon.since(mark, "epoch ended", outcome="aborted"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(f.REFUSE, "the test has taken it"), (f.REFUSE_MAPS, "leaves no room for them")],
+)
+def test_one_agent_refuses(lab: Lab, fault: str, words: str) -> None:
+    with lab.scenario(fault):
+        aborted, before = _strikes(lab, 2, fault)
+        assert aborted["reason"].startswith("rank 2: ")
+        assert words in aborted["reason"]
+        assert aborted["stage_s"] == 0.0
+        assert _lanes(lab.group.reports()) == _lanes(before)
+
+
+# --- too late for the armed forward ---------------------------------------------------------------
+
+
+def _once(kind: type[m.Message], rank: int, delay_s: float, epochs: set[int]) -> Rule:
+    """Hold back a rank's messages of this kind in the first attempt of the first such epoch."""
+    matches = says(kind)
+
+    def rule(passing: Passing) -> Sequence[float] | None:
+        if passing.rank != rank or not matches(passing):
+            return None
+        epoch = getattr(passing.message, "epoch", 0)
+        attempt = getattr(passing.message, "attempt", 1)
+        if attempt != 1 or epochs - {epoch}:
+            return None
+        epochs.add(epoch)
+        return (delay_s,)
+
+    return rule
+
+
+@pytest.mark.parametrize("kind", [m.Arm, m.Armed])
+def test_one_rank_is_too_late_to_arm(lab: Lab, kind: type[m.Message]) -> None:
+    """Its forward comes before it is armed, or before the leader knows: a later attempt settles."""
+    with lab.scenario(f"late {kind.__name__.lower()}"):
+        epochs: set[int] = set()
+        with lab.group.proxy.obeying(_once(kind, 1, 1.0, epochs)):
+            lab.group.until(lambda _: bool(epochs), "an epoch is armed")
+            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+        assert ended["outcome"] == "settled"
+        assert ended["attempts"] > 1
+
+
+def test_a_confirmation_comes_too_late(lab: Lab) -> None:
+    """The register tells that rank in time, so the first attempt settles."""
+    with lab.scenario("late confirm"):
+        epochs: set[int] = set()
+        with lab.group.proxy.obeying(_once(m.Confirm, 1, 1.0, epochs)):
+            lab.group.until(lambda _: bool(epochs), "an epoch is confirmed")
+            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+        assert (ended["outcome"], ended["attempts"]) == ("settled", 1)
+
+
+SLOW_REGISTER_S = 0.6
+NEXT_ARM_S = 0.3
+
+
+def test_the_register_is_slow_for_one_rank(lab: Lab) -> None:
+    """The one wait: at its armed forward rank 2 waits for an answer that is still under way.
+
+    (Not rank 1: it writes for the leader, which finds out by itself that a scribe is slow.)
+    Rank 0's acknowledgement is held back, so the others write abort, and the next attempt's arm
+    finds rank 2 waiting. It has to count all the same. Meanwhile the clock stands still everywhere.
+    """
+    epochs: set[int] = set()
+    held = _once(m.Armed, 0, 1.0, epochs)
+
+    def rule(passing: Passing) -> Sequence[float] | None:
+        if passing.rank == 2 and says(m.Arm, attempt=2)(passing):
+            return (NEXT_ARM_S,)
+        return held(passing)
+
+    with lab.scenario("slow register", register_s=SLOW_REGISTER_S):
+        with lab.group.proxy.obeying(rule):
+            lab.group.inject(2, f.SLOW_REGISTER, seconds=SLOW_REGISTER_S)
+            lab.group.struck(2, f.SLOW_REGISTER)
+            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+        assert ended["outcome"] == "settled"
+        assert ended["attempts"] > 1
+        assert lab.group.reports()[2].max_hook_s > NEXT_ARM_S / 3
+
+
+def test_an_agent_pauses(lab: Lab) -> None:
+    """As where Python hangs: the socket's own thread answers, so only the protocol can notice."""
+    with lab.scenario("a paused agent"):
+        mark = lab.daemon.mark()
+        lab.group.inject(1, f.PAUSE_AGENT, seconds=lab.bound.silence_s + 0.5)
+        lost = lab.daemon.line("rank lost", mark=mark, rank=1)
+        assert "silent" in lost["reason"]
+
+
+def test_the_stage_gate_is_answered_twice(lab: Lab) -> None:
+    """A repeated order to write is no second decision."""
+    decide = says(m.Decide, gate=Gate.STAGE)
+    with lab.scenario("repeated decide"):
+        mark = lab.daemon.mark()
+        with lab.group.proxy.obeying(lambda p: (0.0, 0.0, 0.05) if decide(p) else None):
+            lab.daemon.line("epoch ended", mark=mark, outcome="settled")
