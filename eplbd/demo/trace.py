@@ -56,6 +56,15 @@ class HeatTrace:
         """What a window is called."""
         return self.labels[window] or f"window {window}"
 
+    def thinned(self, layers: int) -> HeatTrace:
+        """The same with at most `layers` layers, evenly spaced, the first and the last included."""
+        if self.layers <= layers:
+            return self
+        kept = np.linspace(0, self.layers - 1, layers).round().astype(np.int64)
+        heat = self.heat[:, kept]
+        heat.setflags(write=False)
+        return HeatTrace(heat, self.topk, self.labels, self.meta)
+
     def sample(self, window: int, tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`[layers, tokens, topk]` int64: each token's distinct experts, as often as in the window.
 

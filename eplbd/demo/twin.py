@@ -1,7 +1,7 @@
 """The live model and its twin: the same tokens through experts that move and experts that do not.
 
-Owns the pair of one rank, the comparison of their outputs and the timing of both. It must not know
-what happens between two forwards: that is the `Hook`'s.
+Owns the pair of one rank, the comparison of their outputs, the timing and the load of both. It must
+not know what happens between two forwards: that is the `Hook`'s.
 """
 
 from __future__ import annotations
@@ -45,11 +45,19 @@ class NoHook:
 
 @dataclass(frozen=True, slots=True)
 class StepTaken:
-    """One step of one rank: whether both outputs are the same bits, and both forwards' seconds."""
+    """One step of one rank.
+
+    identical: whether both outputs are the same bits. live_s, twin_s: of the forwards, the live one
+    with its hook. hook_s: of the two calls of the hook alone, seconds. live_load, twin_load:
+    (token, expert) assignments that this rank's slots processed, per layer.
+    """
 
     identical: bool
     live_s: float
     twin_s: float
+    hook_s: float
+    live_load: list[int]
+    twin_load: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +111,19 @@ class Pair:
         """
         self._live_first = not self._live_first
         if self._live_first:
-            live, live_s = self._live(batch, hook)
-            twin, twin_s = self._twin(batch)
+            live = _measured(self.live, batch, hook)
+            twin = _measured(self.twin, batch, _NO_HOOK)
         else:
-            twin, twin_s = self._twin(batch)
-            live, live_s = self._live(batch, hook)
-        return StepTaken(same_bits(live, twin), live_s, twin_s)
+            twin = _measured(self.twin, batch, _NO_HOOK)
+            live = _measured(self.live, batch, hook)
+        return StepTaken(
+            same_bits(live.output, twin.output),
+            live.forward_s + live.hook_s,
+            twin.forward_s + twin.hook_s,
+            live.hook_s,
+            live.load,
+            twin.load,
+        )
 
     def break_map(self, layer: int) -> BrokenEntry:
         """Make one entry of the live maps wrong, for a busy expert that this rank holds.
@@ -122,14 +137,35 @@ class Pair:
         expert = int(held[seen[held].argmax()])
         return self.live.maps.break_entry(layer, expert, self._rank)
 
-    def _live(self, batch: Batch, hook: Hook) -> tuple[Tensor, float]:
-        start = perf_counter()
-        hook.before_forward()
-        output = self.live.forward(batch)
-        hook.after_forward(batch.tokens, dummy=not batch.tokens)
-        return output, perf_counter() - start
 
-    def _twin(self, batch: Batch) -> tuple[Tensor, float]:
-        start = perf_counter()
-        output = self.twin.forward(batch)
-        return output, perf_counter() - start
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    """One forward of one model; seconds without and of its hook."""
+
+    output: Tensor
+    forward_s: float
+    hook_s: float
+    load: list[int]
+
+
+_NO_HOOK = NoHook()
+
+
+def _measured(model: MoeModel, batch: Batch, hook: Hook) -> _Measured:
+    """Run a forward and its hook.
+
+    What was processed is read while the clock stands still: after the forward has counted it and
+    before the hook takes the counts away.
+    """
+    received = model.counters.received
+    before = received.sum(1)
+    start = perf_counter()
+    hook.before_forward()
+    hooked = perf_counter()
+    output = model.forward(batch)
+    done = perf_counter()
+    load: list[int] = (received.sum(1) - before).tolist()
+    again = perf_counter()
+    hook.after_forward(batch.tokens, dummy=not batch.tokens)
+    end = perf_counter()
+    return _Measured(output, done - hooked, hooked - start + end - again, load)

@@ -44,6 +44,16 @@ def test_a_well_formed_trace_is_read(tmp_path: Path) -> None:
     assert not trace.heat.flags.writeable
 
 
+def test_a_thinned_trace_keeps_evenly_spaced_layers(tmp_path: Path) -> None:
+    trace = load_trace(saved(tmp_path, arrays() | {"heat": np.arange(168).reshape(3, 7, 8) + 99}))
+    thin = trace.thinned(3)
+    np.testing.assert_array_equal(thin.heat, trace.heat[:, [0, 3, 6]])
+    assert (thin.topk, thin.labels) == (trace.topk, trace.labels)
+    assert not thin.heat.flags.writeable
+    assert trace.thinned(7) is trace
+    np.testing.assert_array_equal(trace.thinned(1).heat, trace.heat[:, :1])
+
+
 def _without(name: str) -> Callable[[Arrays], object]:
     return lambda content: content.pop(name)
 

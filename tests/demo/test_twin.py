@@ -60,6 +60,8 @@ class Findings:
     weights_left: bool = True
     scales_left: bool = True
     addresses_kept: bool = False
+    live_load: list[list[int]] = field(default_factory=list)
+    twin_load: list[list[int]] = field(default_factory=list)
     reference_error: float = float("inf")
     received: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     twin_received: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -135,7 +137,10 @@ def observe_mode(groups: Groups, mode: Dispatch) -> Findings:
     before = addresses(pair)
 
     def steps(*batches: Batch) -> list[bool]:
-        return [pair.step(batch, NoHook()).identical for batch in batches]
+        taken = [pair.step(batch, NoHook()) for batch in batches]
+        seen.live_load += [step.live_load for step in taken]
+        seen.twin_load += [step.twin_load for step in taken]
+        return [step.identical for step in taken]
 
     seen.shuffled = steps(*(traffic.batch(step) for step in range(STEPS)))
     seen.received = pair.live.counters.received.numpy().copy()
@@ -252,6 +257,20 @@ def test_received_equals_routed(case: Case) -> None:
         assert [seen.routed for seen in found] == [assigned // shape.ranks] * shape.ranks
     else:
         assert [seen.routed for seen in found] == [assigned] * shape.ranks
+
+
+def test_every_step_has_its_own_load_on_both_placements(case: Case) -> None:
+    shape, mode, found = case
+    full = [shape.ranks * shape.tokens * shape.topk] * shape.layers
+    less = (shape.ranks - 1) if mode is Dispatch.ALL_TO_ALL else shape.ranks
+    one_idle = [less * shape.tokens * shape.topk] * shape.layers
+    expected = [*([full] * STEPS), [0] * shape.layers, one_idle]
+    live, twin = (
+        np.sum([getattr(seen, name) for seen in found], axis=0)
+        for name in ("live_load", "twin_load")
+    )
+    assert live.tolist() == twin.tolist() == expected
+    assert [seen.live_load for seen in found] != [seen.twin_load for seen in found]
 
 
 def logical(shape: Shape, placement: Placement, received: list[NDArray[np.int32]]) -> list[object]:
