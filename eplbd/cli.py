@@ -108,6 +108,27 @@ def policies(loaded: Loaded) -> None:
     _table([("policy", "plugin", "distribution", "version", "api", "error"), *listing.rows])
 
 
+@main.command()
+@click.option("--dispatch", type=click.Choice(["all-to-all", "replicated"]), default="all-to-all")
+@click.option("--ranks", type=click.IntRange(2, 16), default=4, show_default=True)
+@click.option("--policy", default="greedy", show_default=True, help="See `eplbd policies`.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Replay recorded expert heat.")
+@click.option("--seconds", type=click.FloatRange(5, 600), default=40.0, show_default=True)
+@click.option("--steps", type=click.IntRange(16), help="Judge that many steps, however long.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--json", help="Write the figures to this file; - is stdout, with nothing else.")
+@click.option("--break-map", "broken", is_flag=True, help="Corrupt one map entry: must be seen.")
+@click.pass_context
+def demo(ctx: click.Context, /, json: str | None, **options: object) -> None:
+    """Serve a small mixture of experts on this CPU, balance it, and compare with a twin."""
+    import msgspec
+
+    from eplbd.demo.command import demo as run
+    from eplbd.demo.settings import Options
+
+    ctx.exit(run(msgspec.convert(options, Options), json))
+
+
 async def _first_start(loaded: Loaded) -> PolicyHostStatistics:
     import structlog
 
