@@ -10,7 +10,8 @@ import pytest
 from tests.chaos.lab import Lab
 
 
-def _opened(lab: Lab) -> Iterator[Lab]:
+def opened(lab: Lab) -> Iterator[Lab]:
+    """A laboratory for as long as its fixture lives; what was measured is printed at its end."""
     try:
         yield lab
     finally:
@@ -21,13 +22,7 @@ def _opened(lab: Lab) -> Iterator[Lab]:
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Three ranks, each of which routes its own tokens."""
-    yield from _opened(Lab(tmp_path_factory.mktemp("lab")))
-
-
-@pytest.fixture(scope="package")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Two ranks, each of which recomputes the routing of all tokens."""
-    yield from _opened(Lab(tmp_path_factory.mktemp("replicated"), ranks=2, dispatch="replicated"))
+    yield from opened(Lab(tmp_path_factory.mktemp("lab")))
 
 
 def _table(lab: Lab) -> str:

@@ -6,9 +6,27 @@ hosts. Every later line is a `Command` and is answered with one `Report`, in ord
 
 from __future__ import annotations
 
+import enum
 from typing import TypeAlias
 
 import msgspec
+
+WINDOW_FORWARDS = 48
+"""Then other experts are hot: there is always something to balance."""
+
+
+class Fault(enum.StrEnum):
+    """What can be made to go wrong in a worker; each strikes once, as soon as it can."""
+
+    REFUSE = "refuse a reservation"
+    REFUSE_MAPS = "refuse the maps"
+    FAIL_STAGE = "fail a round"
+    SLOW_STAGE = "hold up a round"
+    CUT_LANE = "cut the lane"
+    DAMAGE = "flip a byte in a staging buffer"
+    SLOW_REGISTER = "hold up the register's abort of a flip"
+    PAUSE_AGENT = "pause the agent's thread"
+    KILL_AGENT = "end the agent's thread while it is armed"
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -41,10 +59,9 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
 
 
 class Inject(msgspec.Struct, frozen=True, tag=True):
-    """Let a fault strike the next `times` times that it can. Its names are in `faults.py`."""
+    """Let a fault strike; seconds: how long, where that is a question."""
 
-    fault: str
-    times: int = 1
+    fault: Fault
     seconds: float = 0.0
 
 

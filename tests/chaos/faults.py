@@ -6,7 +6,6 @@ Owns what can be made to go wrong and where it strikes. It must not know why: th
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,16 +21,7 @@ from eplbd.worker.executor import ExecutorStatistics, RankWork
 from eplbd.worker.stager import Engine
 from eplbd.worker.torch_p2p import TorchP2PExecutor
 from eplbd.worker.torch_register import TorchRegister
-
-REFUSE = "refuse a reservation"
-REFUSE_MAPS = "refuse the maps"
-FAIL_STAGE = "fail a round"
-SLOW_STAGE = "hold up a round"
-DAMAGE = "flip a byte in a staging buffer"
-CUT_LANE = "cut the lane"
-SLOW_REGISTER = "hold up the register's abort of a flip"
-PAUSE_AGENT = "pause the agent's thread"
-KILL_AGENT = "end the agent's thread while it is armed"
+from tests.chaos.control import Fault
 
 log = logging.getLogger("tests.chaos")
 
@@ -40,25 +30,19 @@ log = logging.getLogger("tests.chaos")
 class Faults:
     """What is to go wrong on this rank, and what has."""
 
-    waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
-    struck: list[str] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: dict[Fault, float] = field(default_factory=dict)
+    struck: list[Fault] = field(default_factory=list)
 
-    def inject(self, fault: str, times: int, seconds: float) -> None:
-        """Let a fault strike from now on."""
-        with self._lock:
-            self.waiting[fault] = times, seconds
+    def inject(self, fault: Fault, seconds: float) -> None:
+        """Let a fault strike as soon as it can."""
+        self.waiting[fault] = seconds
 
-    def strikes(self, fault: str) -> float | None:
-        """Seconds of a fault that strikes now; None if it does not."""
-        with self._lock:
-            times, seconds = self.waiting.pop(fault, (0, 0.0))
-            if times <= 0:
-                return None
-            if times > 1:
-                self.waiting[fault] = times - 1, seconds
+    def strikes(self, fault: Fault) -> float | None:
+        """Seconds of a fault that strikes now; None if it does not. One thread asks for each."""
+        seconds = self.waiting.pop(fault, None)
+        if seconds is not None:
             self.struck.append(fault)
-        log.warning("fault: %s (%s s)", fault, seconds)
+            log.warning("fault: %s (%s s)", fault, seconds)
         return seconds
 
 
@@ -86,25 +70,25 @@ class FaultyExecutor:
         return self._real.expert_bytes
 
     def reserve(self, work: RankWork) -> None:
-        if (seconds := self._faults.strikes(REFUSE)) is not None:
+        if (seconds := self._faults.strikes(Fault.REFUSE)) is not None:
             time.sleep(seconds)
             raise TransferError("no memory: the test has taken it")
         self._work = work
         self._real.reserve(work)
 
     def stage(self, round_index: int) -> None:
-        if (seconds := self._faults.strikes(SLOW_STAGE)) is not None:
+        if (seconds := self._faults.strikes(Fault.SLOW_STAGE)) is not None:
             time.sleep(seconds)
-        if self._peers_after(round_index) and self._faults.strikes(CUT_LANE) is not None:
+        if self._peers_after(round_index) and self._faults.strikes(Fault.CUT_LANE) is not None:
             # As if the network had closed its connections; there is no public way to harm a lane.
             self._real._break("the test cut it")  # noqa: SLF001
         self._real.stage(round_index)
-        if self._peers_after(round_index) and self._faults.strikes(FAIL_STAGE) is not None:
+        if self._peers_after(round_index) and self._faults.strikes(Fault.FAIL_STAGE) is not None:
             raise TransferError(f"round {round_index}: a kernel of the test failed")
 
     def verify(self) -> None:
         buffers = self._received()
-        if buffers and self._faults.strikes(DAMAGE) is not None:
+        if buffers and self._faults.strikes(Fault.DAMAGE) is not None:
             # Behind the header, within the first tensor.
             self._real.staging(buffers[-1])[300] ^= 0x40
         self._real.verify()
@@ -145,7 +129,7 @@ class FaultyEngine:
         self._real, self._faults, self._wrote = real, faults, wrote
 
     def stage_maps(self, prepare: Prepare) -> Callable[[], None]:
-        if self._faults.strikes(REFUSE_MAPS) is not None:
+        if self._faults.strikes(Fault.REFUSE_MAPS) is not None:
             raise TransferError("maps: the test leaves no room for them")
         write = self._real.stage_maps(prepare)
 
@@ -166,7 +150,7 @@ class SlowRegister(TorchRegister):
     def decide(self, key: str, proposal: Verdict, *, deadline_s: float) -> Verdict:
         verdict = super().decide(key, proposal, deadline_s=deadline_s)
         if "/flip/" in key and verdict is Verdict.ABORT:
-            time.sleep(self._faults.strikes(SLOW_REGISTER) or 0.0)
+            time.sleep(self._faults.strikes(Fault.SLOW_REGISTER) or 0.0)
         return verdict
 
 
@@ -188,8 +172,8 @@ class TroubledAgent(AgentThread):
     def _report_heat(self) -> None:
         """Once in each turn of the thread's loop."""
         armed = self.machine.standing is Standing.ARMED
-        if not armed and (seconds := self._faults.strikes(PAUSE_AGENT)) is not None:
+        if not armed and (seconds := self._faults.strikes(Fault.PAUSE_AGENT)) is not None:
             time.sleep(seconds)
-        if armed and self._faults.strikes(KILL_AGENT) is not None:
+        if armed and self._faults.strikes(Fault.KILL_AGENT) is not None:
             raise RuntimeError("the test ends the agent's thread")
         super()._report_heat()

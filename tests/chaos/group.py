@@ -89,7 +89,7 @@ class Group:
         *,
         ranks: int = 3,
         dispatch: str = "all-to-all",
-        period_s: float = 0.015,
+        period_s: float = 0.025,
         transfer_timeout_s: float = 10.0,
     ) -> None:
         self.folder = folder
@@ -154,11 +154,11 @@ class Group:
         """How all stand between the same two forwards."""
         return self.ask(c.Audit(self.newest() + AHEAD))
 
-    def inject(self, rank: int, fault: str, *, times: int = 1, seconds: float = 0.0) -> None:
+    def inject(self, rank: int, fault: c.Fault, seconds: float = 0.0) -> None:
         """Let a fault strike on a rank."""
-        self.ask(c.Inject(fault, times, seconds), [rank])
+        self.ask(c.Inject(fault, seconds), [rank])
 
-    def struck(self, rank: int, fault: str, times: int = 1) -> None:
+    def struck(self, rank: int, fault: c.Fault, times: int = 1) -> None:
         """Wait until it has."""
         self.until(
             lambda reports: reports[rank].struck.count(fault) >= times, f"{fault} on rank {rank}"

@@ -26,21 +26,21 @@ SLACK_S = 0.2
 ranks, the daemon, its policy and the test: a start of the daemon alone is a second of one core."""
 
 LEAST_SILENCE_S = 0.8
-ALONE_FORWARDS = 60
+ALONE_FORWARDS = 40
 
 QUICK: dict[str, object] = {
     "log__format": "json",
     "policy__name": "greedy",
     "policy__deadline_s": 5.0,
     "balance__interval_s": 0.1,
-    "balance__window_steps": 48,
-    "balance__min_steps": 24,
+    "balance__window_steps": 32,
+    "balance__min_steps": 16,
     "balance__par_trigger": 1.0,
     "balance__min_gain": 0.0,
     "balance__horizon_s": 86_400.0,
     "balance__pause_s": 0.05,
-    "epoch__margin_forwards": 10,
-    "epoch__guard_forwards": 3,
+    "epoch__margin_forwards": 8,
+    "epoch__guard_forwards": 2,
     "epoch__prepare_timeout_s": 3.0,
     "epoch__stage_timeout_s": 6.0,
     "epoch__arm_timeout_s": 1.5,

@@ -226,5 +226,5 @@ def test_a_liar_claims_to_be_a_younger_life(lab: Lab, hostile: Callable[[], Host
             "the ranks end what was under way",
         )
         enemy.close()
-        lab.group.until(lambda now: now[0].forward > before[0].forward + 60, "they serve on")
+        lab.group.until(lambda now: now[0].forward > before[0].forward + 40, "they serve on")
         lab.daemon.kill()

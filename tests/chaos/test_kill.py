@@ -10,8 +10,7 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
-from tests.chaos.control import Report
-from tests.chaos.faults import SLOW_STAGE
+from tests.chaos.control import Fault, Report
 from tests.chaos.lab import RECOVERY_S, Lab
 from tests.chaos.rules import Match, Moment, says
 from tests.chaos.waiting import until
@@ -96,7 +95,7 @@ def test_killed_and_back_at_once(lab: Lab, phase: Phase) -> None:
 def _die(lab: Lab, phase: Phase) -> int:
     """Let the daemon die at this phase; the number of its last epoch."""
     if phase.slow_stage_s:
-        lab.group.inject(1, SLOW_STAGE, seconds=phase.slow_stage_s)
+        lab.group.inject(1, Fault.SLOW_STAGE, seconds=phase.slow_stage_s)
     moment = phase.moment(lab)
     with lab.at(moment):
         _no_policy_is_left(lab)

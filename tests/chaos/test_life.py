@@ -32,7 +32,7 @@ def test_a_daemon_comes_late(lab: Lab) -> None:
         alone = lab.group.until(
             lambda now: not any(r.connected for r in now), "the ranks are alone"
         )
-        later = alone[0].forward + 60
+        later = alone[0].forward + 40
         lab.group.until(lambda now: now[0].forward > later, "forwards without a daemon")
 
 

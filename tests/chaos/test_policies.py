@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.control import WINDOW_FORWARDS
 from tests.chaos.lab import Lab
 from tests.chaos.waiting import until
 
 pytestmark = pytest.mark.slow
 
 UNRULY = Path(__file__).with_name("guests") / "unruly.py"
-DEADLINE_S = 0.5
+DEADLINE_S, SPIN_S = 20.0, 0.5
 MEMORY_BYTES = 768 * 2**20
 SUSPENSION_S = 40.0
 """Three failures; where each ends the process, two starts of another one."""
 
-SHIFT_FORWARDS = 70
-"""Heat shifts every sixty."""
+SHIFT_FORWARDS = WINDOW_FORWARDS + 10
 
 MISDEEDS = (
     ("raises", "raised", "the guest is unhappy"),
-    ("spins", "timeout", "no answer within 0.5 s"),
+    ("spins", "timeout", f"no answer within {SPIN_S} s"),
     ("segfaults", "crashed", "SIGSEGV"),
     ("hoards", "memory", "MemoryError"),
     ("returns_none", "invalid", "NoneType"),
@@ -48,7 +48,7 @@ def _unruly(lab: Lab, fault: str) -> int:
         lab,
         **{
             "policy__name": "unruly",
-            "policy__deadline_s": DEADLINE_S,
+            "policy__deadline_s": SPIN_S if fault == "spins" else DEADLINE_S,
             "policy__memory_bytes": MEMORY_BYTES,
             "plugins__modules": [str(UNRULY)],
             "policy.options__fault": fault,

@@ -8,17 +8,17 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate
-from tests.chaos import faults as f
-from tests.chaos.control import Report
+from tests.chaos.control import Fault, Report
 from tests.chaos.lab import Lab
 from tests.chaos.proxy import Passing, Rule
 from tests.chaos.rules import says
-from tests.chaos.served import Line
+from tests.chaos.served import LINE_S, Line
+from tests.chaos.waiting import until
 
 pytestmark = pytest.mark.slow
 
 
-def _strikes(lab: Lab, rank: int, fault: str, seconds: float = 0.0) -> tuple[Line, list[Report]]:
+def _strikes(lab: Lab, rank: int, fault: Fault, seconds: float = 0.0) -> tuple[Line, list[Report]]:
     """Let a fault strike; the line of the epoch that it struck, and the reports before."""
     before, mark = lab.group.reports(), lab.daemon.mark()
     lab.group.inject(rank, fault, seconds=seconds)
@@ -33,7 +33,7 @@ def _lanes(reports: Sequence[Report]) -> list[int]:
 
 def test_a_byte_flips_in_a_staging_buffer(lab: Lab) -> None:
     with lab.scenario("a byte flips"):
-        aborted, before = _strikes(lab, 1, f.DAMAGE)
+        aborted, before = _strikes(lab, 1, Fault.DAMAGE)
         assert aborted["reason"].startswith("rank 1: round ")
         assert "'w13' differs from what its holder sealed" in aborted["reason"]
         assert _lanes(lab.group.reports()) == _lanes(before)
@@ -42,7 +42,7 @@ def test_a_byte_flips_in_a_staging_buffer(lab: Lab) -> None:
 def test_a_round_fails_on_one_rank(lab: Lab) -> None:
     """It carries the remaining rounds through all the same, so no peer's transfer fails."""
     with lab.scenario("a round fails"):
-        aborted, before = _strikes(lab, 1, f.FAIL_STAGE)
+        aborted, before = _strikes(lab, 1, Fault.FAIL_STAGE)
         assert "a kernel of the test failed" in aborted["reason"]
         now = lab.group.reports()
         assert _lanes(now) == _lanes(before)
@@ -51,7 +51,7 @@ def test_a_round_fails_on_one_rank(lab: Lab) -> None:
 
 def test_a_transfer_breaks_its_lane(lab: Lab) -> None:
     with lab.scenario("a lane breaks"):
-        aborted, before = _strikes(lab, 2, f.CUT_LANE)
+        aborted, before = _strikes(lab, 2, Fault.CUT_LANE)
         assert "rank" in aborted["reason"]
         lab.settles_further()
         now = lab.group.reports()
@@ -61,18 +61,21 @@ def test_a_transfer_breaks_its_lane(lab: Lab) -> None:
 def test_a_round_takes_its_time(lab: Lab) -> None:
     with lab.scenario("a slow round"):
         mark = lab.daemon.mark()
-        lab.group.inject(1, f.SLOW_STAGE, seconds=1.0)
-        lab.group.struck(1, f.SLOW_STAGE)
-        lab.daemon.line("epoch ended", mark=mark, outcome="settled")
-        assert any(line["stage_s"] >= 1.0 for line in lab.daemon.since(mark, "epoch ended"))
+        lab.group.inject(1, Fault.SLOW_STAGE, seconds=1.0)
+        lab.group.struck(1, Fault.SLOW_STAGE)
+        until(
+            lambda: any(line["stage_s"] >= 1.0 for line in lab.daemon.since(mark, "epoch ended")),
+            LINE_S,
+            "the epoch with the slow round ends",
+        )
         assert not any(lab.daemon.since(mark, "epoch ended", outcome="aborted"))
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [(f.REFUSE, "the test has taken it"), (f.REFUSE_MAPS, "leaves no room for them")],
+    [(Fault.REFUSE, "the test has taken it"), (Fault.REFUSE_MAPS, "leaves no room for them")],
 )
-def test_one_agent_refuses(lab: Lab, fault: str, words: str) -> None:
+def test_one_agent_refuses(lab: Lab, fault: Fault, words: str) -> None:
     with lab.scenario(fault):
         aborted, before = _strikes(lab, 2, fault)
         assert aborted["reason"].startswith("rank 2: ")
@@ -144,8 +147,8 @@ def test_the_register_is_slow_for_one_rank(lab: Lab) -> None:
 
     with lab.scenario("slow register", register_s=SLOW_REGISTER_S):
         with lab.group.proxy.obeying(rule):
-            lab.group.inject(2, f.SLOW_REGISTER, seconds=SLOW_REGISTER_S)
-            lab.group.struck(2, f.SLOW_REGISTER)
+            lab.group.inject(2, Fault.SLOW_REGISTER, seconds=SLOW_REGISTER_S)
+            lab.group.struck(2, Fault.SLOW_REGISTER)
             ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
         assert ended["outcome"] == "settled"
         assert ended["attempts"] > 1
@@ -156,7 +159,7 @@ def test_an_agent_pauses(lab: Lab) -> None:
     """As where Python hangs: the socket's own thread answers, so only the protocol can notice."""
     with lab.scenario("a paused agent"):
         mark = lab.daemon.mark()
-        lab.group.inject(1, f.PAUSE_AGENT, seconds=lab.bound.silence_s + 0.5)
+        lab.group.inject(1, Fault.PAUSE_AGENT, seconds=lab.bound.silence_s + 0.5)
         lost = lab.daemon.line("rank lost", mark=mark, rank=1)
         assert "silent" in lost["reason"]
 

@@ -5,11 +5,14 @@ The scenarios that end a life of the group are here, and the worst moments of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
-from tests.chaos import faults as f
+from tests.chaos.conftest import opened
+from tests.chaos.control import Fault
 from tests.chaos.lab import RECOVERY_S, Lab
 from tests.chaos.rules import BadNetwork, Match, Moment, says
 from tests.chaos.waiting import until
@@ -17,6 +20,12 @@ from tests.chaos.waiting import until
 pytestmark = pytest.mark.slow
 
 BUDGET = 60
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """For this module alone: two groups at a time would be too much for two cores."""
+    yield from opened(Lab(tmp_path_factory.mktemp("replicated"), ranks=2, dispatch="replicated"))
 
 
 @pytest.mark.parametrize(
@@ -60,10 +69,10 @@ def test_an_agent_dies_while_it_is_armed(replicated: Lab) -> None:
     lab = replicated
     with lab.scenario("an agent dies armed"):
         mark = lab.daemon.mark()
-        lab.group.inject(1, f.KILL_AGENT)
-        lab.group.struck(1, f.KILL_AGENT)
+        lab.group.inject(1, Fault.KILL_AGENT)
+        lab.group.struck(1, Fault.KILL_AGENT)
         dead = lab.group.until(lambda now: not now[1].agent_alive, "the agent's thread ends")
-        later = dead[1].forward + 60
+        later = dead[1].forward + 40
         lab.group.until(lambda now: now[1].forward > later, "forwards go on")
         lost = lab.daemon.line("rank lost", mark=mark)
         assert lost["rank"] == 1
