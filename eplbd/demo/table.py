@@ -129,7 +129,7 @@ def captions(steps: Sequence[Step], width: int) -> str:
     signs = [" "] * width
     before = ""
     for column, share in enumerate(shares):
-        topic = steps[int(share[-1])].topic
+        topic = steps[int(share[0])].topic
         if topic != before:
             room = width - column
             signs[column:] = f"{topic:<{room}}"[:room]
@@ -200,5 +200,5 @@ def _labelled(width: int) -> Table:
     """Two columns; what is too long for one line of the second is cut."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=_LABEL)
-    table.add_column(width=width - _LABEL - 2, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=width - _LABEL - 1, no_wrap=True, overflow="ellipsis")
     return table

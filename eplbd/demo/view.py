@@ -126,7 +126,7 @@ def words(line: LogLine) -> str:
         case "cycle ended" if line.outcome == "applied":
             found = f", found {line.par_realised:.2f}" if line.par_realised else ""
             return (
-                f"rebalance applied: {line.moves} moves, PAR was {line.par_before:.2f}, "
+                f"rebalance applied: {line.moves} moves, PAR {line.par_before:.2f}, "
                 f"predicted {line.par_predicted:.2f}{found}"
             )
         case "cycle ended":
