@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Self
@@ -26,9 +27,10 @@ from eplbd.core.events import Tick
 from eplbd.core.messages import Verdict
 from eplbd.core.placement import Placement
 from eplbd.errors import RemoteProtocolError
-from eplbd.wire.messages import AGENT, LEADER
+from eplbd.wire.messages import LEADER
 from eplbd.worker.executor import Executor
 from eplbd.worker.hook import Arm, ForwardHook
+from eplbd.worker.outbox import Outbox
 from eplbd.worker.register import DecisionRegister, RegisterError
 from eplbd.worker.ring import HeatRing
 from eplbd.worker.stager import Engine, Registrar, Stager
@@ -39,10 +41,11 @@ POLL_MS = 50
 """Longest sleep: time goes on for the machine at least this often."""
 
 STOP_S = 5.0
-"""An open flip is decided before the thread ends; the register may take that long."""
+"""Each thread may take that long to end: the register has to decide an open flip, a peer to come
+for the rest of a round."""
 
 HIGH_WATER_MARK = 16
-"""Messages kept for a daemon that does not read; heat is dropped beyond, and counted."""
+"""Messages that the socket keeps for a daemon that does not read; beyond, see `Outbox`."""
 
 RECEIVE_AT_ONCE = 64
 """Messages handled before the other threads are served again."""
@@ -72,11 +75,16 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class AgentStatistics:
-    """Counts since attach."""
+    """Counts since attach.
+
+    sent: messages to the daemon. dropped: control given up on a daemon that did not read.
+    lost_steps: steps of heat that found the ring or the socket full. garbled: messages that were
+    refused. stale: those about what is over.
+    """
 
     sent: int
     dropped: int
-    """Messages that found the queue to the daemon full: control is asked for again, heat lost."""
+    lost_steps: int
     garbled: int
     stale: int
 
@@ -102,16 +110,20 @@ class AgentThread:
         self._deadline_s = register_deadline_s
         self._inbox: deque[e.AgentEvent] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not earlier: the forward thread may ring after the agent has left.
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self.machine = Agent(identity.rank, placement)
         self.hook = ForwardHook(parts.executor, parts.ring, self._tell)
         self._stager = Stager(identity.rank, parts.executor, parts.engine, self.hook, self._tell)
         self._registrar = Registrar(
             identity.group, parts.register, self._tell, deadline_s=register_deadline_s
         )
+        self._outbox = Outbox(self._post)
         self._arm: Arm | None = None
+        """Open: the forward thread may have to wait for its verdict."""
         self._past: tuple[int, int, int] | None = None
         self._pulsed = (0, 0.0, 0, 0.0, 0, 0.0)
-        self._seq = self._dropped = self._garbled = 0
+        self._garbled = 0
         self._stopping = False
         self._refusal = ""
         self._thread = threading.Thread(target=self._run, name="eplbd-agent", daemon=True)
@@ -129,8 +141,9 @@ class AgentThread:
         self._stopping = True
         self._ring_bell()
         self._thread.join(STOP_S)
-        self._stager.stop()
-        self._registrar.stop()
+        for other in (self._stager, self._registrar):
+            other.stop()
+            other.thread.join(STOP_S)
 
     @property
     def alive(self) -> bool:
@@ -139,7 +152,14 @@ class AgentThread:
 
     def statistics(self) -> AgentStatistics:
         """Return the counts."""
-        return AgentStatistics(self._seq, self._dropped, self._garbled, self.machine.stale)
+        outbox = self._outbox
+        return AgentStatistics(
+            outbox.sent, outbox.dropped, self._lost_steps, self._garbled, self.machine.stale
+        )
+
+    @property
+    def _lost_steps(self) -> int:
+        return self._ring.statistics().lost_steps + self._outbox.lost_steps
 
     def _tell(self, event: e.AgentEvent) -> None:
         """Hand an event over; called by the stager, the registrar and the forward thread."""
@@ -183,9 +203,10 @@ class AgentThread:
             self._step(Tick(monotonic()))
             self._receive()
             while self._inbox:
-                self._step(self._inbox.popleft())
+                self._take(self._inbox.popleft())
+            self._outbox.flush()
             self._report_heat()
-        self._send(m.Bye("the worker leaves"))
+        self._outbox.say(m.Bye("the worker leaves"))
 
     def _release(self) -> None:
         """Nobody serves the arm any more: let the register decide it before the thread is gone."""
@@ -214,6 +235,11 @@ class AgentThread:
                 log.error("eplbd refuses this worker: %s", message.reason)
             self._step(e.Heard(message))
 
+    def _take(self, event: e.AgentEvent) -> None:
+        if isinstance(event, e.Neared) and self._arm is None:
+            return  # The flip was decided, perhaps the epoch ended, while this was on its way.
+        self._step(event)
+
     def _step(self, event: e.AgentEvent) -> None:
         for effect in self.machine.step(event):
             self._perform(effect)
@@ -221,13 +247,13 @@ class AgentThread:
     def _perform(self, effect: e.AgentEffect) -> None:
         match effect:
             case e.Reply(message):
-                self._send(message)
+                self._outbox.say(message)
             case e.SayHello(term):
-                self._send(self._hello(term))
+                self._outbox.say(self._hello(term))
             case e.SayPulse():
-                self._send(self._pulse())
+                self._outbox.say(self._pulse())
             case e.Stand():
-                self._send(self._stands())
+                self._outbox.say(self._stands())
             case e.Reserve():
                 self._retire_past()
                 self._stager.order(effect)
@@ -238,6 +264,7 @@ class AgentThread:
             case e.ResolveArm(_, verdict):
                 assert self._arm is not None  # noqa: S101 - the machine resolves what it placed
                 self._arm.resolve(verdict)
+                self._arm = None
             case e.AskRegister():
                 self._registrar.order(effect)
 
@@ -260,12 +287,12 @@ class AgentThread:
 
     # --- what it says ---------------------------------------------------------------------------
 
-    def _send(self, message: m.FromAgent) -> None:
-        self._seq += 1
+    def _post(self, frames: Sequence[bytes | memoryview]) -> bool:
         try:
-            self._dealer.send_multipart(AGENT.encode(message, self._seq), zmq.NOBLOCK)
+            self._dealer.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
-            self._dropped += 1
+            return False
+        return True
 
     def _hello(self, term: int) -> m.Hello:
         placement, identity = self.machine.placement, self.identity
@@ -319,13 +346,13 @@ class AgentThread:
             forward_s=_mean(new[1], new[0]),
             staging_forward_s=_mean(new[3], new[2]),
             gap_s=_mean(new[5], new[4]),
-            lost_steps=self._ring.statistics().lost_steps,
+            lost_steps=self._lost_steps,
         )
 
     def _report_heat(self) -> None:
         for message in _reports(self._ring):
             if self.machine.connected:
-                self._send(message)
+                self._outbox.report(message)
 
 
 def _mean(total: float, count: float) -> float:

@@ -1,0 +1,81 @@
+"""The thread that asks the register: what it answers, and what it forgets."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import pytest
+
+from eplbd.core.agent_events import AgentEvent, AskRegister, RegisterAnswered, RegisterFailed
+from eplbd.core.messages import Gate, Verdict
+from eplbd.worker.register import MemoryRegister
+from eplbd.worker.stager import Registrar
+from tests.worker.waiting import DEADLINE_S
+
+COMMIT, ABORT = Verdict.COMMIT, Verdict.ABORT
+
+
+@pytest.fixture
+def register() -> MemoryRegister:
+    return MemoryRegister()
+
+
+@pytest.fixture
+def told() -> queue.SimpleQueue[AgentEvent]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def registrar(register: MemoryRegister, told: queue.SimpleQueue[AgentEvent]) -> Iterator[Registrar]:
+    made = Registrar("g", register, told.put, deadline_s=0.05)
+    made.thread.start()
+    yield made
+    made.stop()
+    made.thread.join(DEADLINE_S)
+    assert not made.thread.is_alive()
+
+
+def test_the_first_who_asks_decides(
+    register: MemoryRegister, registrar: Registrar, told: queue.SimpleQueue[AgentEvent]
+) -> None:
+    assert register.decide("eplbd/g/3/7/flip/2", COMMIT, deadline_s=1.0) is COMMIT
+    registrar.order(AskRegister(3, 7, Gate.FLIP, 2, ABORT))
+    assert told.get(timeout=DEADLINE_S) == RegisterAnswered(3, 7, Gate.FLIP, 2, COMMIT)
+    registrar.order(AskRegister(3, 7, Gate.STAGE, 0, ABORT))
+    assert told.get(timeout=DEADLINE_S) == RegisterAnswered(3, 7, Gate.STAGE, 0, ABORT)
+    assert register.decide("eplbd/g/3/7/stage/0", COMMIT, deadline_s=1.0) is ABORT
+
+
+def test_a_register_that_is_silent_is_told_and_can_be_asked_again(
+    register: MemoryRegister, registrar: Registrar, told: queue.SimpleQueue[AgentEvent]
+) -> None:
+    ask = AskRegister(3, 7, Gate.FLIP, 1, COMMIT)
+    with register.stalled:
+        registrar.order(ask)
+        failed = told.get(timeout=DEADLINE_S)
+        registrar.retire(3, 6, 1)
+        registrar.order(ask)
+        assert isinstance(told.get(timeout=DEADLINE_S), RegisterFailed)
+    assert isinstance(failed, RegisterFailed)
+    assert (failed.term, failed.epoch, failed.gate, failed.attempt) == (3, 7, Gate.FLIP, 1)
+    assert "eplbd/g/3/7/flip/1" in failed.reason
+    registrar.order(ask)
+    assert told.get(timeout=DEADLINE_S) == RegisterAnswered(3, 7, Gate.FLIP, 1, COMMIT)
+
+
+def test_retiring_forgets_the_keys_of_one_epoch_alone(
+    register: MemoryRegister, registrar: Registrar, told: queue.SimpleQueue[AgentEvent]
+) -> None:
+    asked = [(7, Gate.STAGE, 0), (7, Gate.FLIP, 1), (7, Gate.FLIP, 2), (8, Gate.FLIP, 1)]
+    for epoch, gate, attempt in asked:
+        register.decide(registrar.key(3, epoch, gate, attempt), COMMIT, deadline_s=1.0)
+    registrar.retire(3, 7, 2)
+    for epoch, gate, attempt in asked:
+        registrar.order(AskRegister(3, epoch, gate, attempt, ABORT))
+    verdicts = []
+    for _ in asked:
+        answered = told.get(timeout=DEADLINE_S)
+        assert isinstance(answered, RegisterAnswered)
+        verdicts.append(answered.verdict)
+    assert verdicts == [ABORT, ABORT, ABORT, COMMIT]
