@@ -45,7 +45,7 @@ class Break(msgspec.Struct, frozen=True, tag=True):
 
 
 Order: TypeAlias = Assignment | Meet | Stop | Break
-OrderT = TypeVar("OrderT", bound=Order)
+AnyOrder = TypeVar("AnyOrder", bound=Order)
 
 
 class Serving(msgspec.Struct, frozen=True, tag=True):

@@ -67,7 +67,7 @@ class Orders:
         threading.Thread(target=self._read, name="orders", daemon=True).start()
         return port
 
-    def _expect(self, kind: type[r.OrderT]) -> r.OrderT:
+    def _expect(self, kind: type[r.AnyOrder]) -> r.AnyOrder:
         order = r.ORDERS.decode(self._source.readline())
         if not isinstance(order, kind):
             raise TypeError(f"expected {kind.__name__}, got {order}")

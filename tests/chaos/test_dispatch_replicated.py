@@ -14,7 +14,7 @@ from eplbd.core.messages import Gate, Verdict
 from tests.chaos.conftest import opened
 from tests.chaos.control import Fault
 from tests.chaos.lab import RECOVERY_S, Lab
-from tests.chaos.rules import BadNetwork, Match, Moment, says
+from tests.chaos.rules import BadNetwork, Moment, says
 from tests.chaos.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -28,16 +28,18 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield from opened(Lab(tmp_path_factory.mktemp("replicated"), ranks=2, dispatch="replicated"))
 
 
-@pytest.mark.parametrize(
-    ("name", "matches", "nth", "commits"),
-    [
-        ("one was told to arm", says(m.Arm), 2, False),
-        ("all are armed", says(m.Decide, gate=Gate.FLIP, verdict=Verdict.COMMIT), 1, False),
-        ("one is confirmed", says(m.Confirm), 2, True),
-    ],
-)
-def test_killed(replicated: Lab, name: str, matches: Match, nth: int, commits: bool) -> None:
+MOMENTS = {
+    "one was told to arm": (says(m.Arm), 2, False),
+    "all are armed": (says(m.Decide, gate=Gate.FLIP, verdict=Verdict.COMMIT), 1, False),
+    "one is confirmed": (says(m.Confirm), 2, True),
+}
+"""Whose nth is the last message of the daemon, and whether the epoch is then in force."""
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_killed(replicated: Lab, name: str) -> None:
     lab = replicated
+    matches, nth, commits = MOMENTS[name]
     with lab.scenario(f"replicated, killed: {name}"):
         death = Moment(matches, lab.daemon.kill, nth)
         with lab.at(death):

@@ -32,6 +32,7 @@ MISDEEDS = (
     ("forgets_an_expert", "invalid", "expert 0"),
     ("names_experts_that_are_none", "invalid", "2147483647"),
 )
+NAMES = [fault for fault, _, _ in MISDEEDS]
 
 
 def _reload(lab: Lab, **keys: object) -> int:
@@ -56,7 +57,7 @@ def _unruly(lab: Lab, fault: str) -> int:
     )
 
 
-@pytest.mark.parametrize(("fault", "outcome", "words"), MISDEEDS, ids=lambda word: str(word)[:24])
+@pytest.mark.parametrize(("fault", "outcome", "words"), MISDEEDS, ids=NAMES)
 def test_a_policy_fails_three_times_and_is_suspended(
     lab: Lab, fault: str, outcome: str, words: str
 ) -> None:
