@@ -109,7 +109,13 @@ def policies(loaded: Loaded) -> None:
 
 
 @main.command()
-@click.option("--dispatch", type=click.Choice(["all-to-all", "replicated"]), default="all-to-all")
+@click.option(
+    "--dispatch",
+    type=click.Choice(["all-to-all", "replicated"]),
+    default="all-to-all",
+    show_default=True,
+    help="How tokens reach the slots.",
+)
 @click.option("--ranks", type=click.IntRange(2, 16), default=4, show_default=True)
 @click.option("--policy", default="greedy", show_default=True, help="See `eplbd policies`.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay recorded expert heat.")
@@ -120,7 +126,13 @@ def policies(loaded: Loaded) -> None:
 @click.option("--break-map", "broken", is_flag=True, help="Corrupt one map entry: must be seen.")
 @click.pass_context
 def demo(ctx: click.Context, /, json: str | None, **options: object) -> None:
-    """Serve a small mixture of experts on this CPU, balance it, and compare with a twin."""
+    """Serve a small mixture of experts on this CPU while a daemon balances it.
+
+    Every step also runs through a twin whose experts never move. Outputs have to be its bits, and
+    its load in the second half of the run is what the live ranks' is compared with: the same
+    tokens on both placements. Status 0 means that outputs were identical, an epoch settled and the
+    hottest rank was cooler; 1 that something of this failed, 130 that it was interrupted.
+    """
     import msgspec
 
     from eplbd.demo.command import demo as run

@@ -35,7 +35,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     twin's in the same steps; the two take turns at being first. _staging: of live forwards while
     weights were on their way; twin_ms_p50_staging: the twin's in those steps. All ranks' forwards,
     milliseconds. forward_ratio_p50: live over twin, step by step, the slowest rank of each: what a
-    busy machine does to both cancels out.
+    busy machine does to both cancels out. With the policy hold it is the hook's cost alone; else
+    the two also differ in placement, which makes nothing faster where ranks share the cores.
+    Rounds begin where a live forward ends, so the twin's forwards bear the most of staging.
 
     hook_us_p50, hook_us_p99: both calls of the hook, where nothing is staged and nothing flips.
     commit_us_p50: where a flip copies weights and writes maps. stall_us_max: longest wait of a
