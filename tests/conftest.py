@@ -28,6 +28,11 @@ settings.register_profile("quick", settings.get_profile("repeatable"), max_examp
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The chaos suite last: its group of ranks serves until the end, and would slow all others."""
+    items.sort(key=lambda item: "chaos" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """The daemon runs on asyncio alone: pyzmq has no other loop."""
