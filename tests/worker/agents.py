@@ -271,7 +271,8 @@ class Group:
         return lambda: self.forward >= goal
 
     def flips_agree(self) -> bool:
-        return self.ranks[0].flips == self.ranks[1].flips
+        """Whether the ranks came the same way; one may be a step ahead in the forward under way."""
+        return all(a == b for a, b in zip(*(rank.flips for rank in self.ranks), strict=False))
 
 
 @contextmanager
