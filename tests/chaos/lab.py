@@ -18,6 +18,10 @@ from tests.chaos.rules import Moment
 from tests.chaos.served import Served
 from tests.chaos.waiting import until
 
+TEST_S = 300
+"""For a whole test, which may have to build its laboratory first. Everything in it has a deadline
+of its own; this one is for a machine that does ten other things."""
+
 RECOVERY_S = 40.0
 """Until balancing has resumed after the worst of it; two to three seconds on an idle machine."""
 

@@ -20,6 +20,14 @@ START_S = 30.0
 END_S = 10.0
 LINE_S = 20.0
 
+MAIN = """
+import ctypes, signal
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+from eplbd.cli import main
+main(prog_name="eplbd")
+"""
+"""`python -m eplbd`, but killed with the test that started it: prctl's PR_SET_PDEATHSIG."""
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 Line = dict[str, Any]
@@ -55,7 +63,7 @@ class Served:
     def launch(self, config: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process of the daemon; whoever calls it sees to its end."""
         environment = {name: value for name, value in os.environ.items() if "EPLBD" not in name}
-        command = [sys.executable, "-m", "eplbd", "serve", "--config", str(config or self.config)]
+        command = [sys.executable, "-c", MAIN, "serve", "--config", str(config or self.config)]
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

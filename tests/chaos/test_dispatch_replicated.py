@@ -13,11 +13,11 @@ from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
 from tests.chaos.conftest import opened
 from tests.chaos.control import Fault
-from tests.chaos.lab import RECOVERY_S, Lab
+from tests.chaos.lab import RECOVERY_S, TEST_S, Lab
 from tests.chaos.rules import BadNetwork, Moment, says
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 BUDGET = 60
 

@@ -13,12 +13,12 @@ import zmq
 
 from eplbd.core import messages as m
 from eplbd.wire.messages import AGENT, LEADER
-from tests.chaos.lab import Lab
+from tests.chaos.lab import TEST_S, Lab
 from tests.chaos.rules import Moment, says
 from tests.chaos.served import LINE_S
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 Frames = Sequence[bytes]
 LIMIT_BYTES = 2**20

@@ -11,11 +11,11 @@ import pytest
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
 from tests.chaos.control import Fault, Report
-from tests.chaos.lab import RECOVERY_S, Lab
+from tests.chaos.lab import RECOVERY_S, TEST_S, Lab
 from tests.chaos.rules import Match, Moment, says
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
-from tests.chaos.lab import Lab
+from tests.chaos.lab import TEST_S, Lab
+from tests.chaos.proxy import DROP
 from tests.chaos.rules import Match, Moment, says
-from tests.chaos.served import END_S
+from tests.chaos.served import END_S, Line
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 STOP_S = 5.0
 """The daemon's own promise; START and END around it are the machine's."""
@@ -36,27 +37,35 @@ def test_a_daemon_comes_late(lab: Lab) -> None:
         lab.group.until(lambda now: now[0].forward > later, "forwards without a daemon")
 
 
-@pytest.mark.parametrize(
-    ("name", "matches", "outcome"),
-    [
-        ("armed", says(m.Armed), "aborted"),
-        ("decided", says(m.Decided, gate=Gate.FLIP, verdict=Verdict.COMMIT), "settled"),
-    ],
-)
-def test_terminated_in_an_epoch(lab: Lab, name: str, matches: Match, outcome: str) -> None:
-    with lab.scenario(f"SIGTERM: {name}"):
-        mark = lab.daemon.mark()
-        stop = Moment(matches, lambda: lab.daemon.signal(signal.SIGTERM), nth=1, deaf=False)
-        with lab.at(stop):
-            began = time.monotonic()
-            assert lab.daemon.ended() == 0
-            assert time.monotonic() - began < STOP_S
-        epoch = getattr(stop.message, "epoch", 0)
-        ended = lab.daemon.line("epoch ended", mark=mark, epoch=epoch)
-        assert ended["outcome"] == outcome
-        assert ended["reason"] == ("the daemon stops" if outcome == "aborted" else "")
-        assert any(lab.daemon.since(mark, "stopping"))
-        assert not any(lab.daemon.since(mark, "stopped midway, the workers end the epoch"))
+def _terminated(lab: Lab, moment: Match) -> Line:
+    """Stop the daemon at this moment of an epoch; the line that tells how the epoch ended."""
+    mark = lab.daemon.mark()
+    stop = Moment(moment, lambda: lab.daemon.signal(signal.SIGTERM), deaf=False)
+    with lab.at(stop):
+        began = time.monotonic()
+        assert lab.daemon.ended() == 0
+        assert time.monotonic() - began < STOP_S
+    assert any(lab.daemon.since(mark, "stopping"))
+    assert not any(lab.daemon.since(mark, "stopped midway, the workers end the epoch"))
+    return lab.daemon.line("epoch ended", mark=mark, epoch=getattr(stop.message, "epoch", 0))
+
+
+def test_terminated_while_ranks_are_armed(lab: Lab) -> None:
+    """Giving up is a write: the register says abort before any rank is told."""
+    armed = says(m.Armed)
+    with lab.scenario("SIGTERM: armed"):
+        with lab.group.proxy.obeying(lambda p: DROP if p.rank == 2 and armed(p) else None):
+            ended = _terminated(lab, armed)
+        assert (ended["outcome"], ended["reason"]) == ("aborted", "the daemon stops")
+
+
+def test_terminated_when_the_flip_is_decided(lab: Lab) -> None:
+    """There is no way but forward, and that is not far."""
+    with lab.scenario("SIGTERM: decided"):
+        decided = says(m.Decided, gate=Gate.FLIP, verdict=Verdict.COMMIT)
+        ended = _terminated(lab, decided)
+        assert ended["outcome"] == "settled"
+        assert any(lab.daemon.state.glob("*.placement"))
 
 
 def test_reloaded_in_an_epoch(lab: Lab) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.lab import RECOVERY_S, Lab
+from tests.chaos.lab import RECOVERY_S, TEST_S, Lab
 from tests.chaos.proxy import DROP, Passing
 from tests.chaos.rules import BadNetwork
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 BUDGET = 120
 """Messages harmed in each run: of about a hundred a second, so it lasts for some epochs."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.control import WINDOW_FORWARDS
-from tests.chaos.lab import Lab
+from tests.chaos.lab import TEST_S, Lab
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 UNRULY = Path(__file__).with_name("guests") / "unruly.py"
 DEADLINE_S, SPIN_S = 20.0, 0.5

@@ -13,10 +13,10 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
-from tests.chaos.lab import Lab
+from tests.chaos.lab import TEST_S, Lab
 from tests.chaos.rules import Match, Moment, says
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 
 from eplbd.core import messages as m
-from eplbd.core.messages import Gate
+from eplbd.core.messages import Gate, Verdict
 from tests.chaos.control import Fault, Report
-from tests.chaos.lab import Lab
-from tests.chaos.proxy import Passing, Rule
+from tests.chaos.lab import TEST_S, Lab
+from tests.chaos.proxy import DROP, Passing
 from tests.chaos.rules import says
 from tests.chaos.served import LINE_S, Line
 from tests.chaos.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
 
 def _strikes(lab: Lab, rank: int, fault: Fault, seconds: float = 0.0) -> tuple[Line, list[Report]]:
@@ -87,47 +88,101 @@ def test_one_agent_refuses(lab: Lab, fault: Fault, words: str) -> None:
 # --- too late for the armed forward ---------------------------------------------------------------
 
 
-def _once(kind: type[m.Message], rank: int, delay_s: float, epochs: set[int]) -> Rule:
-    """Hold back a rank's messages of this kind in the first attempt of the first such epoch."""
-    matches = says(kind)
+@dataclass
+class Withheld:
+    """Keeps a rank's messages of one kind back in the first attempt of the first epoch it sees.
 
-    def rule(passing: Passing) -> Sequence[float] | None:
-        if passing.rank != rank or not matches(passing):
+    What goes through in the end is what is sent again in a later attempt.
+    """
+
+    kind: type[m.Message]
+    rank: int
+    epoch: int = 0
+    times: int = 0
+
+    def __call__(self, passing: Passing) -> Sequence[float] | None:
+        message = passing.message
+        if passing.rank != self.rank or not isinstance(message, self.kind):
             return None
-        epoch = getattr(passing.message, "epoch", 0)
-        attempt = getattr(passing.message, "attempt", 1)
-        if attempt != 1 or epochs - {epoch}:
+        epoch = getattr(message, "epoch", 0)
+        if getattr(message, "attempt", 0) != 1 or self.epoch not in (0, epoch):
             return None
-        epochs.add(epoch)
-        return (delay_s,)
+        self.epoch = epoch
+        self.times += 1
+        return DROP
 
-    return rule
+
+@dataclass
+class TooLate:
+    """Lets rank 1 hear of the first attempt when its forward is over.
+
+    The others give that attempt up by themselves; the leader does not hear of it before rank 1 has
+    said that it is late, or the leader gives it up as well.
+    """
+
+    epoch: int = 0
+    at: int = 0
+    newest: int = 0
+    late: int = 0
+    over: bool = False
+
+    def __call__(self, passing: Passing) -> Sequence[float] | None:
+        match passing.message:
+            case m.Pulse(forward=forward):
+                self.newest = max(self.newest, forward)
+            case m.Arm(epoch=epoch, attempt=1, at=at) if self.epoch in (0, epoch):
+                self.epoch, self.at = epoch, at
+                return DROP if passing.rank == 1 and self.newest < at else None
+            case m.Late(epoch=self.epoch, attempt=1):
+                self.late += 1
+                self.over = True
+            case m.Decide(epoch=self.epoch, verdict=Verdict.ABORT):
+                self.over = True
+            case m.Decided(epoch=self.epoch, gate=Gate.FLIP, attempt=1) if not self.over:
+                return DROP
+            case _:
+                pass
+        return None
 
 
-@pytest.mark.parametrize("kind", [m.Arm, m.Armed])
-def test_one_rank_is_too_late_to_arm(lab: Lab, kind: type[m.Message]) -> None:
-    """Its forward comes before it is armed, or before the leader knows: a later attempt settles."""
-    with lab.scenario(f"late {kind.__name__.lower()}"):
-        epochs: set[int] = set()
-        with lab.group.proxy.obeying(_once(kind, 1, 1.0, epochs)):
-            lab.group.until(lambda _: bool(epochs), "an epoch is armed")
-            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+def _ended(lab: Lab, epoch_of: Callable[[], int]) -> Line:
+    """The line of the epoch that a rule chose."""
+    lab.group.until(lambda _: epoch_of() > 0, "an epoch that the rule is about")
+    return lab.daemon.line("epoch ended", epoch=epoch_of())
+
+
+def test_one_rank_hears_too_late_that_it_is_armed(lab: Lab) -> None:
+    with lab.scenario("late arm"):
+        rule = TooLate()
+        with lab.group.proxy.obeying(rule):
+            ended = _ended(lab, lambda: rule.epoch)
+        assert ended["outcome"] == "settled"
+        assert ended["attempts"] > 1
+        assert rule.late
+
+
+def test_the_leader_does_not_hear_that_one_rank_is_armed(lab: Lab) -> None:
+    """Forward N comes: all write abort, and the next attempt settles."""
+    with lab.scenario("late armed"):
+        rule = Withheld(m.Armed, 1)
+        with lab.group.proxy.obeying(rule):
+            ended = _ended(lab, lambda: rule.epoch)
         assert ended["outcome"] == "settled"
         assert ended["attempts"] > 1
 
 
-def test_a_confirmation_comes_too_late(lab: Lab) -> None:
-    """The register tells that rank in time, so the first attempt settles."""
-    with lab.scenario("late confirm"):
-        epochs: set[int] = set()
-        with lab.group.proxy.obeying(_once(m.Confirm, 1, 1.0, epochs)):
-            lab.group.until(lambda _: bool(epochs), "an epoch is confirmed")
-            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+def test_one_rank_is_never_told_that_the_flip_is_decided(lab: Lab) -> None:
+    """The register tells it in time, so the first attempt settles."""
+    with lab.scenario("no confirm"):
+        rule = Withheld(m.Confirm, 1)
+        with lab.group.proxy.obeying(rule):
+            ended = _ended(lab, lambda: rule.epoch)
         assert (ended["outcome"], ended["attempts"]) == ("settled", 1)
+        assert rule.times
 
 
-SLOW_REGISTER_S = 0.6
-NEXT_ARM_S = 0.3
+SLOW_REGISTER_S = 1.5
+NEXT_ARM_S = 0.8
 
 
 def test_the_register_is_slow_for_one_rank(lab: Lab) -> None:
@@ -137,22 +192,21 @@ def test_the_register_is_slow_for_one_rank(lab: Lab) -> None:
     Rank 0's acknowledgement is held back, so the others write abort, and the next attempt's arm
     finds rank 2 waiting. It has to count all the same. Meanwhile the clock stands still everywhere.
     """
-    epochs: set[int] = set()
-    held = _once(m.Armed, 0, 1.0, epochs)
+    withheld, next_arm = Withheld(m.Armed, 0), says(m.Arm, attempt=2)
 
     def rule(passing: Passing) -> Sequence[float] | None:
-        if passing.rank == 2 and says(m.Arm, attempt=2)(passing):
+        if passing.rank == 2 and next_arm(passing):
             return (NEXT_ARM_S,)
-        return held(passing)
+        return withheld(passing)
 
     with lab.scenario("slow register", register_s=SLOW_REGISTER_S):
         with lab.group.proxy.obeying(rule):
             lab.group.inject(2, Fault.SLOW_REGISTER, seconds=SLOW_REGISTER_S)
             lab.group.struck(2, Fault.SLOW_REGISTER)
-            ended = lab.daemon.line("epoch ended", epoch=next(iter(epochs)))
+            ended = _ended(lab, lambda: withheld.epoch)
         assert ended["outcome"] == "settled"
         assert ended["attempts"] > 1
-        assert lab.group.reports()[2].max_hook_s > NEXT_ARM_S / 3
+        assert lab.group.reports()[2].max_hook_s > NEXT_ARM_S / 4
 
 
 def test_an_agent_pauses(lab: Lab) -> None:
