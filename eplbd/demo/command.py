@@ -92,8 +92,8 @@ def open_result(where: str) -> Iterator[TextIO]:
 def signals_to(processes: Processes) -> Iterator[None]:
     """Let Ctrl-C, a service manager or a closing terminal end the run instead of this process."""
 
-    def interrupt(*_: object) -> None:
-        processes.events.put(Interrupted())
+    def interrupt(number: int, _: object) -> None:
+        processes.events.put(Interrupted(number))
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}

@@ -56,7 +56,9 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """Somebody asked the run to end."""
+    """Somebody asked the run to end, with this signal."""
+
+    number: int
 
 
 Event: TypeAlias = Reported | Logged | Ended | Interrupted

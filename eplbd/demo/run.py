@@ -30,7 +30,10 @@ STALL_S = 20.0
 """Without a step for this long something hangs; a step takes a tenth of a second."""
 
 STOP_S = 10.0
-"""For the daemon to close an epoch, and for the ranks to leave, each."""
+"""For the daemon to close an epoch; it gives itself half of that."""
+
+LEAVE_S = 30.0
+"""For the ranks to agree on their last step and take it: on a very busy machine that takes long."""
 
 GRACE_S = 1.0
 """After a fault: its consequences arrive in no particular order."""
@@ -65,7 +68,7 @@ class Run:
         """Ranks that ended before their time, in the order in which that was noticed."""
         self._faults: list[str] = []
         self._daemon_said = ""
-        self.interrupts = 0
+        self._signals: list[str] = []
 
     # --- the course of a run --------------------------------------------------------------------
 
@@ -86,6 +89,11 @@ class Run:
         self._phase = "done"
         self._refresh()
 
+    @property
+    def interrupts(self) -> int:
+        """How often somebody has asked for the end."""
+        return len(self._signals)
+
     def figures(self) -> Figures:
         """What came of it, with the verdict."""
         options, shape = self._options, self._plan.shape
@@ -98,7 +106,7 @@ class Run:
             trace=str(options.trace) if options.trace else None,
             seconds=round(self._served_until - self._served_at, 1),
             setup_s=round(self._served_at - self._began, 1),
-            faults=(*self._faults, *(["interrupted"] if self.interrupts else [])),
+            faults=(*self._faults, *(f"interrupted by {name}" for name in self._signals[:1])),
         )
         return judge(figures_of(self._record, self._journal, around, options.steps))
 
@@ -149,8 +157,8 @@ class Run:
                 self._faults.append(f"the daemon did not stop within {STOP_S:.0f} s")
         self._leaving.update(self._ranks)
         self._processes.tell(0, r.Stop())
-        if not self._wait(self._all_ended, STOP_S, self._hurried):
-            self._faults.append(f"the ranks did not leave within {STOP_S:.0f} s")
+        if not self._wait(self._all_ended, LEAVE_S, self._hurried):
+            self._faults.append(f"the ranks did not leave within {LEAVE_S:.0f} s")
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -192,8 +200,8 @@ class Run:
                 self._daemon_line(line)
             case Ended(who, status):
                 self._end(who, status)
-            case Interrupted():
-                self.interrupts += 1
+            case Interrupted(number):
+                self._signals.append(Signals(number).name)
 
     def _report(self, report: r.Report) -> None:
         match report:

@@ -151,7 +151,7 @@ def test_an_interrupt_ends_it_in_order(tmp_path: Path) -> None:
         run.popen.send_signal(signal.SIGINT)
         status, found = run.end()
     assert status == 130
-    assert found["faults"] == ["interrupted"]
+    assert found["faults"] == ["interrupted by SIGINT"]
     assert found["outputs_identical"]
     assert "eplbd: stopping" in run.said
 
