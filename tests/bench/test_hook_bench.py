@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from eplbd.core import messages as m
 from eplbd.core.placement import Placement, derive_maps
 from tests.worker.ranks import row, work_of
 from tests.worker.waiting import until
+
+if TYPE_CHECKING:
+    from eplbd.demo.maps import MapUpdate, ReplicaMaps
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +111,23 @@ def test_steady_hook(socket: str) -> None:
     assert best < STEADY_US
 
 
+def quietest(seconds: list[float], block: int = 10) -> float:
+    """Median of the quietest block, in microseconds."""
+    return min(percentiles(seconds[at : at + block])[0] for at in range(0, len(seconds), block))
+
+
+def staged_maps() -> "tuple[ReplicaMaps, MapUpdate]":
+    """Maps of two of 58 layers x 256 experts x 32 ranks, ready to be written."""
+    from eplbd.demo.maps import ReplicaMaps
+    from eplbd.demo.shape import Shape
+
+    shape = Shape(layers=LAYERS, experts=256, topk=8, ranks=32, slots_per_rank=SLOTS)
+    placement, changed = Placement.linear(LAYERS, 256, 32, SLOTS), np.arange(2)
+    maps, new = ReplicaMaps(shape, placement), derive_maps(placement, changed)
+    update = maps.stage(changed, placement.slots[changed], new.replica_count, new.physical)
+    return maps, update
+
+
 def test_committing_hook() -> None:
     """The forward that flips, less the bare copies of the same bytes.
 
@@ -115,8 +136,6 @@ def test_committing_hook() -> None:
     torch = pytest.importorskip("torch")
     from torch._C._distributed_c10d import HashStore
 
-    from eplbd.demo.maps import ReplicaMaps
-    from eplbd.demo.shape import Shape
     from eplbd.worker.hook import Arm, ForwardHook
     from eplbd.worker.ring import HeatRing
     from eplbd.worker.torch_experts import ExpertTensors
@@ -124,17 +143,13 @@ def test_committing_hook() -> None:
     from eplbd.worker.torch_ring import TorchCounters
 
     torch.set_num_threads(1)
-    names = [f"tensor{index}" for index in range(8)]
-    layers = [{name: torch.zeros(SLOTS, 4096) for name in names} for _ in range(LAYERS)]
+    layers = [{f"tensor{i}": torch.zeros(SLOTS, 4096) for i in range(8)} for _ in range(LAYERS)]
     executor = TorchP2PExecutor(ExpertTensors(layers), HashStore(), 0, 1)
     executor.renew(0)
     ring = HeatRing(TorchCounters(LAYERS, SLOTS, device=torch.device("cpu")))
     hook = ForwardHook(executor, ring, lambda _: None)
     rows = [row(0, index, 0, (0, 0), (0, 8), index) for index in range(2)]
-    shape = Shape(layers=LAYERS, experts=256, topk=8, ranks=32, slots_per_rank=SLOTS)
-    placement, changed = Placement.linear(LAYERS, 256, 32, SLOTS), np.arange(2)
-    maps, new = ReplicaMaps(shape, placement), derive_maps(placement, changed)
-    update = maps.stage(changed, placement.slots[changed], new.replica_count, new.physical)
+    maps, update = staged_maps()
     tables = torch.zeros(LAYERS, update.rows.shape[1], dtype=torch.int32)
     views = [(t[8], t[0]) for layer in layers[:2] for t in layer.values()]
     views += zip(tables, update.rows, strict=False)
@@ -158,9 +173,7 @@ def test_committing_hook() -> None:
             target.copy_(source)
         copies.append(time.perf_counter() - start)
     assert executor.statistics().commits == len(flips)
-    flip, copy = (
-        min(percentiles(t[at : at + 10])[0] for at in range(0, 190, 10)) for t in (flips, copies)
-    )
+    flip, copy = quietest(flips), quietest(copies)
     print(
         f"\nhook, committing: {flip:.0f} us, {flip - copy:.0f} us without the copies ({copy:.0f})"
     )
