@@ -129,10 +129,7 @@ def staged_maps() -> "tuple[ReplicaMaps, MapUpdate]":
 
 
 def test_committing_hook() -> None:
-    """The forward that flips, less the bare copies of the same bytes.
-
-    Two experts of eight tensors, and the maps of two of 58 layers x 256 experts x 32 ranks.
-    """
+    """The forward that flips two experts of eight tensors and their maps, less the bare copies."""
     torch = pytest.importorskip("torch")
     from torch._C._distributed_c10d import HashStore
 
