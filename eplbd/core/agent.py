@@ -166,8 +166,6 @@ class Agent:
                 self._reply(m.Staged(self.term, message.epoch))
             case Standing.FAILED:
                 self._nack(message.epoch, "rounds failed")
-            case _:
-                pass
 
     def _arm(self, message: m.Arm) -> None:
         match self.standing:
@@ -221,6 +219,8 @@ class Agent:
         if isinstance(event, e.RegisterAnswered | e.RegisterFailed):
             self._register(event)
             return
+        if isinstance(event, e.Neared) and event.epoch != self.pending:
+            return  # the forward thread told it while the epoch ended
         if isinstance(event, Tick | e.Heard) or self.work is None or event.epoch != self.pending:
             self._impossible(event)
         match self.standing, event:
