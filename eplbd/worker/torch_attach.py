@@ -68,9 +68,17 @@ def attach(
 
 
 def _incarnation(membership: Membership) -> str:
-    """Agree on one name for this life of the group; a later life's is greater."""
+    """Agree on one name for this life of the group; a later life's is greater.
+
+    Every attachment has a key of its own: the store may outlive one, and a rank that is quicker
+    than rank 0 must not read the name of the life before.
+    """
     client = own_client(membership.store, RENDEZVOUS_S)
-    key = f"eplbd/{membership.group}/incarnation"
+    names = f"eplbd/{membership.group}/incarnation"
+    attached = f"{names}/attached/{membership.rank}"
+    key = f"{names}/{client.add(attached, 0)}"
     if membership.rank == 0:
         client.set(key, f"{time.time_ns():020d}-{os.getpid()}")
-    return client.get(key).decode()
+    name = client.get(key).decode()
+    client.add(attached, 1)  # only now: who gave up waiting waits for the same name again
+    return name
