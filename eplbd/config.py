@@ -90,7 +90,6 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much of the engine's time a transfer may take."""
 
     inflation_ceiling: Annotated[float, msgspec.Meta(gt=1.0, le=100.0)] = 1.05
-    bytes_per_round: Natural = 0
 
 
 class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,7 @@
 """How fast weights may travel beside the forwards, so that latency stays under its ceiling.
 
 Owns the pace: from forward times measured with and without transfers it finds, by additive increase
-and multiplicative decrease, the bytes per forward that the bubbles take. It must not know which
+and multiplicative decrease, the experts per forward that the bubbles take. It must not know which
 transfers there are (that is `rounds`) nor when an epoch begins.
 """
 
@@ -23,8 +23,8 @@ Jain, 1989)."""
 _SLOWEST = 1 / 64
 """Floor, in experts per forward: an epoch must end while its plan still holds."""
 
-_FASTEST = 8.0
-"""Most experts per forward: each round costs every rank a launch and a synchronisation."""
+_FASTEST = 1.0
+"""Most experts per forward: a round begins where a forward ended, and brings a rank one expert."""
 
 _START = 1 / 4
 """Experts per forward before anything is known of the links."""
@@ -44,14 +44,11 @@ _SHORTEST_S, _LONGEST_S = 1e-6, 86_400.0
 class Pace:
     """How an epoch may stage.
 
-    bytes_per_forward: that a rank may receive. stride: forwards per round, at least 1.
-    rounds_per_forward: more than 1 only where stride is 1. experts_per_epoch: per rank, so that the
-    epoch stages in reasonable time.
+    stride: forwards per round, at least 1. experts_per_epoch: per rank, so that the epoch stages in
+    reasonable time.
     """
 
-    bytes_per_forward: int
     stride: int
-    rounds_per_forward: int
     experts_per_epoch: int
 
 
@@ -119,9 +116,7 @@ class Pacer:
             self._trial, self._trial_s = 0, 0.0
         self._rate = max(_SLOWEST, min(rate, _FASTEST, self._line_rate()))
         return Pace(
-            bytes_per_forward=int(self._rate * self._expert_bytes),
             stride=max(1, ceil(1 / self._rate)),
-            rounds_per_forward=max(1, int(self._rate)),
             experts_per_epoch=max(
                 1, min(self._experts_per_rank, int(self._rate * _EPOCH_FORWARDS))
             ),
@@ -135,11 +130,6 @@ class Pacer:
         """
         inflation = self._inflation or self.ceiling
         return max(0.0, inflation - 1) * self._forward_s / (self._rate or _START)
-
-    @property
-    def move_cost_s(self) -> float:
-        """Most that one move costs, seconds: a round of its own."""
-        return self.round_cost_s
 
     def _first(self) -> float:
         """Where to begin: so slow that it stays under the ceiling even if nothing overlaps."""

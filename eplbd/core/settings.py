@@ -49,7 +49,6 @@ class TransferSettings:
     """How much of the bubbles transfers may use."""
 
     inflation_ceiling: float = 1.05
-    bytes_per_round: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Engine:
         """Stage one epoch; return its pace and how much it inflated a forward."""
         pacer.observe(forward_s=FORWARD_S)
         pace = pacer.pace()
-        over = max(0.0, pace.rounds_per_forward / pace.stride - self.room)
+        over = max(0.0, speed(pace) - self.room)
         inflation = 1 + over
         pacer.observe(staging_forward_s=FORWARD_S * inflation)
         return pace, inflation
@@ -36,10 +36,10 @@ def last(pacer: Pacer, engine: Engine, epochs: int) -> Pace:
 
 
 def speed(pace: Pace) -> float:
-    return pace.rounds_per_forward / pace.stride
+    return 1 / pace.stride
 
 
-@given(st.floats(0.03, 5))
+@given(st.floats(0.03, 1))
 def test_finds_the_bubble(room: float) -> None:
     pacer, engine = Pacer(expert_bytes=EXPERT_BYTES), Engine(room)
     for _ in range(60):
@@ -48,38 +48,39 @@ def test_finds_the_bubble(room: float) -> None:
     over = [inflation > 1.05 for _, inflation in late]
     assert not any(a and b for a, b in zip(over[1:], over, strict=False)), "twice in a row"
     mean = sum(speed(pace) for pace, _ in late) / len(late)
-    # Whole rounds and whole strides waste up to half of the room, the sawtooth a quarter.
+    # Whole strides waste up to half of the room, the sawtooth a quarter.
     assert mean >= 0.35 * room
 
 
-def test_stays_under_the_ceiling_where_the_bubble_is_wide() -> None:
-    pacer, engine = Pacer(), Engine(room=3.0)
-    runs = [engine.run(pacer) for _ in range(200)]
-    assert sum(inflation > 1.05 for _, inflation in runs) < 0.15 * len(runs)
+def test_never_overruns_a_bubble_with_room_for_a_round_in_each_forward() -> None:
+    pacer, engine = Pacer(), Engine(room=1.0)
+    assert all(engine.run(pacer)[1] <= 1.05 for _ in range(200))
 
 
 def test_never_slower_than_the_floor_and_recovers() -> None:
     pacer, engine = Pacer(expert_bytes=EXPERT_BYTES), Engine(room=-1.0)
     pace = last(pacer, engine, 20)
-    assert (pace.stride, pace.rounds_per_forward, pace.experts_per_epoch) == (64, 1, 1)
-    assert pace.bytes_per_forward == EXPERT_BYTES // 64
+    assert (pace.stride, pace.experts_per_epoch) == (64, 1)
     engine.room = 2.0
     pace = last(pacer, engine, 20)
     assert pace.stride == 1
     assert pace.experts_per_epoch == 2
 
 
-def test_never_faster_than_launches_allow() -> None:
+def test_never_faster_than_a_round_in_each_forward() -> None:
+    """And a pace that was never reached is no credit: one bad trial slows the next epoch."""
     pacer, engine = Pacer(), Engine(room=1000.0)
-    pace = last(pacer, engine, 200)
-    assert (pace.stride, pace.rounds_per_forward) == (1, 8)
+    assert last(pacer, engine, 200).stride == 1
+    engine.room = 0.0
+    engine.run(pacer)
+    assert pacer.pace().stride == 2
 
 
 def test_begins_so_slow_that_nothing_need_overlap() -> None:
     # 1 GB/s carries 20 experts of 1 MB in a forward of 20 ms; 5 % of them is one.
     pacer = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=1e9)
     pacer.observe(forward_s=FORWARD_S)
-    assert pacer.pace().bytes_per_forward == pytest.approx(EXPERT_BYTES, rel=1e-6)
+    assert pacer.pace().stride == 1
     assert Pacer().pace().stride == 4
 
 
@@ -87,7 +88,6 @@ def test_never_faster_than_the_link() -> None:
     pacer, engine = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=25e6), Engine(room=1000.0)
     pace = last(pacer, engine, 50)
     assert pace.stride == 2
-    assert pace.bytes_per_forward == EXPERT_BYTES // 2
 
 
 @example([(5e-324, 86_400.0), (0.0, 0.0)])
@@ -100,8 +100,7 @@ def test_asking_again_changes_nothing(pulses: list[tuple[float, float]]) -> None
     pace = pacer.pace()
     assert pacer.pace() == pace
     assert 1 <= pace.stride <= 64
-    assert 1 <= pace.rounds_per_forward <= 8
-    assert math.isfinite(pacer.move_cost_s)
+    assert math.isfinite(pacer.round_cost_s)
 
 
 def test_a_trial_without_a_baseline_is_kept_until_there_is_one() -> None:
@@ -128,7 +127,7 @@ def test_the_ceiling_may_move() -> None:
 
 def test_what_a_round_costs() -> None:
     pacer = Pacer()
-    assert pacer.move_cost_s == 0
+    assert pacer.round_cost_s == 0
     pacer.observe(forward_s=FORWARD_S)
     pacer.pace()
     assert pacer.round_cost_s == pytest.approx(0.05 * FORWARD_S * 4), "the ceiling, unmeasured"
@@ -138,7 +137,7 @@ def test_what_a_round_costs() -> None:
     assert pace.stride == 3
     pacer.observe(staging_forward_s=FORWARD_S * 0.9)
     pacer.pace()
-    assert pacer.move_cost_s == 0, "never negative"
+    assert pacer.round_cost_s == 0, "never negative"
 
 
 @pytest.mark.parametrize("value", [-1.0, 86_401.0, math.nan, math.inf])
