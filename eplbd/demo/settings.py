@@ -17,8 +17,9 @@ import msgspec
 
 from eplbd.core.messages import Dispatch
 from eplbd.demo.shape import Shape
-from eplbd.demo.trace import HeatTrace, load_trace
+from eplbd.demo.trace import load_routing
 from eplbd.errors import ConfigError
+from eplbd.traces.archive import HeatTrace
 
 SPARE_SLOTS = 2
 """Redundant slots per rank: with four ranks a quarter of the experts."""
@@ -71,7 +72,7 @@ def plan_of(options: Options) -> Plan:
         per_rank = min(experts, -(-experts // options.ranks) + SPARE_SLOTS)
         shape = Shape(ranks=options.ranks, slots_per_rank=per_rank)
         return Plan(shape, TOPIC_STEPS, _title(shape, "topics of real text"))
-    whole = load_trace(options.trace)
+    whole = load_routing(options.trace)
     trace = whole.thinned(TRACE_LAYERS)
     shape = Shape.for_trace(
         layers=trace.layers, experts=trace.experts, topk=trace.topk, ranks=options.ranks

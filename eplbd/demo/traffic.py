@@ -16,7 +16,8 @@ from eplbd.demo.experts import tensor_seed
 from eplbd.demo.model import Batch
 from eplbd.demo.shape import Shape
 from eplbd.demo.text import TOPICS, read_topic
-from eplbd.demo.trace import HeatTrace
+from eplbd.demo.trace import sample
+from eplbd.traces.archive import HeatTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,6 @@ class Traffic:
         if trace is None:
             return None
         rng = np.random.default_rng((tensor_seed(self._schedule.seed), step))
-        chosen = trace.sample(self._window(trace, step), shape.ranks * shape.tokens, rng)
+        chosen = sample(trace, self._window(trace, step), shape.ranks * shape.tokens, rng)
         mine = chosen.reshape(trace.layers, shape.ranks, shape.tokens, -1)[:, self._slice]
         return torch.from_numpy(np.ascontiguousarray(mine).reshape(trace.layers, -1, trace.topk))

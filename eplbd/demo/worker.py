@@ -35,7 +35,7 @@ from eplbd.demo import reports as r
 from eplbd.demo.leash import hold
 from eplbd.demo.maps import BrokenEntry
 from eplbd.demo.model import Counters
-from eplbd.demo.trace import load_trace
+from eplbd.demo.trace import load_routing
 from eplbd.demo.traffic import Schedule, Traffic
 from eplbd.demo.twin import Groups, Pair, StepTaken
 from eplbd.errors import EplbdError
@@ -178,7 +178,7 @@ def load(assignment: r.Assignment, groups: Groups, store: TCPStore, stack: ExitS
     """Make the model and its twin, and put eplbd beside it: the part that any engine has."""
     shape, dispatch, rank = assignment.shape, assignment.dispatch, assignment.rank
     placement = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
-    trace = load_trace(Path(assignment.trace)).thinned(shape.layers) if assignment.trace else None
+    trace = load_routing(Path(assignment.trace)).thinned(shape.layers) if assignment.trace else None
     schedule = Schedule(steps=assignment.topic_steps, seed=assignment.seed)
     traffic = Traffic(shape, dispatch, rank, schedule, trace)
 

@@ -29,9 +29,9 @@ from eplbd.core.placement import Placement
 from eplbd.demo.maps import ReplicaMaps
 from eplbd.demo.model import Batch, Counters
 from eplbd.demo.shape import Shape
-from eplbd.demo.trace import HeatTrace
 from eplbd.demo.traffic import Schedule, Traffic
 from eplbd.demo.twin import Groups, Pair
+from eplbd.traces.archive import HeatTrace
 from eplbd.worker import torch_attach
 from eplbd.worker.hook import ForwardHook
 from eplbd.worker.torch_experts import ExpertTensors

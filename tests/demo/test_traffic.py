@@ -14,8 +14,8 @@ from eplbd.core.placement import Placement, par, rank_load
 from eplbd.demo.model import Dense, normalised
 from eplbd.demo.shape import Shape
 from eplbd.demo.text import TOPICS
-from eplbd.demo.trace import HeatTrace
 from eplbd.demo.traffic import Schedule, Traffic
+from eplbd.traces.archive import HeatTrace
 
 pytestmark = pytest.mark.slow
 
