@@ -21,9 +21,9 @@ class Step:
     """One forward that every rank reported; arrays are read-only.
 
     phase: the ranks' phase bits, joined; ranks without tokens of their own have none. dummy: no
-    rank had tokens. torn: ranks ran it under different epochs. heat: `[layers, experts]` int32.
-    load: `[ranks, layers]` int32 tokens that each rank processed. routed: `[ranks]` int64
-    assignments that each rank routed.
+    rank had tokens. torn: ranks ran it under different epochs. tokens: valid ones over all ranks.
+    heat: `[layers, experts]` int32. load: `[ranks, layers]` int32 tokens that each rank processed.
+    routed: `[ranks]` int64 assignments that each rank routed.
     """
 
     forward: int
@@ -31,6 +31,7 @@ class Step:
     phase: int
     dummy: bool
     torn: bool
+    tokens: int
     heat: NDArray[np.int32]
     load: NDArray[np.int32]
     routed: NDArray[np.int64]
@@ -42,8 +43,8 @@ class Part:
 
     heat: `[steps, n]` int32, to add at `where`, `[n]` flat indices into layers x experts, or None
     for all of them; where `repeats`, an index may occur twice. load: int64, `[steps, layers]` that
-    this rank processed or `[steps, ranks, layers]` that it sent to each. routed: `[steps]` int64.
-    dummy: `[steps]` bool.
+    this rank processed or `[steps, ranks, layers]` that it sent to each. routed, tokens: `[steps]`
+    int64. dummy: `[steps]` bool.
     """
 
     rank: int
@@ -55,6 +56,7 @@ class Part:
     repeats: bool
     load: NDArray[np.int64]
     routed: NDArray[np.int64]
+    tokens: NDArray[np.int64]
     dummy: NDArray[np.bool_]
 
 
@@ -66,12 +68,13 @@ class Assembly:
         self.lost = self.late = self.repeated = 0
         """Forwards that left incomplete; steps that came for one that had left, or came again."""
         self._tail = 0
-        self._head = -1
-        """Newest forward that anybody reported."""
+        self.head = -1
+        """Newest forward that anybody reported; -1 before the first."""
         self._heat = np.zeros((steps, layers * experts), dtype=np.int32)
         self._load = np.zeros((steps, ranks, layers), dtype=np.int32)
         self._total = np.zeros((steps, layers), dtype=np.int64)
         self._routed = np.zeros((steps, ranks), dtype=np.int64)
+        self._tokens = np.zeros(steps, dtype=np.int64)
         self._seen = np.zeros((steps, ranks), dtype=np.bool_)
         self._count = np.zeros(steps, dtype=np.int32)
         self._epoch = np.zeros(steps, dtype=np.int64)
@@ -103,26 +106,34 @@ class Assembly:
             return []
         self._add_load(part, rows, part.load[chosen])
         self._add_heat(part, rows, part.heat[chosen])
+        self._tokens[rows] += part.tokens[chosen]
         self._mark(part, rows, part.routed[chosen], part.dummy[chosen])
         done = np.flatnonzero(self._count[rows] == self.ranks)
         return [self._step(int(rows[i])) for i in done]
 
+    def restart(self, first: int) -> None:
+        """Forget the forwards under way and go on at `first`, wherever that is."""
+        self.lost += int(np.count_nonzero((self._count > 0) & (self._count < self.ranks)))
+        self._count[:] = 0
+        self._tail, self.head = first, first - 1
+
     def _advance(self, first: int, last: int) -> None:
         """Move the ring on so that `last` is in it; drop what no longer is."""
-        if self._head < 0:
-            self._tail, self._head = first, first - 1
-        if last <= self._head:
+        if self.head < 0:
+            self._tail, self.head = first, first - 1
+        if last <= self.head:
             return
         tail = max(self._tail, last - self.steps + 1)
-        leaving = np.arange(self._tail, min(tail, self._head + 1)) % self.steps
+        leaving = np.arange(self._tail, min(tail, self.head + 1)) % self.steps
         complete = int(np.count_nonzero(self._count[leaving] == self.ranks))
         self.lost += tail - self._tail - complete
-        rows = np.arange(max(self._head + 1, tail), last + 1) % self.steps
+        rows = np.arange(max(self.head + 1, tail), last + 1) % self.steps
         for array in (
             self._heat,
             self._load,
             self._total,
             self._routed,
+            self._tokens,
             self._seen,
             self._count,
             self._phase,
@@ -130,7 +141,7 @@ class Assembly:
             self._torn,
         ):
             array[rows] = 0
-        self._tail, self._head = tail, last
+        self._tail, self.head = tail, last
 
     def _add_load(self, part: Part, rows: NDArray[np.intp], load: NDArray[np.int64]) -> None:
         total = self._total[rows] + (load if load.ndim == 2 else load.sum(axis=1))
@@ -175,7 +186,7 @@ class Assembly:
         self._count[rows] += 1
 
     def _forward(self, row: int) -> int:
-        return int(self._head - (self._head - row) % self.steps)
+        return int(self.head - (self.head - row) % self.steps)
 
     def _step(self, row: int) -> Step:
         arrays = (
@@ -191,5 +202,6 @@ class Assembly:
             int(self._phase[row]),
             not self._busy[row],
             bool(self._torn[row]),
+            int(self._tokens[row]),
             *arrays,
         )

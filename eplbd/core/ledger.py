@@ -30,6 +30,11 @@ _LAG_STEPS = 128
 """Forwards by which ranks may be apart in their reports: eight blocks of sixteen, as agents
 send."""
 
+_REACH_WINDOWS = 8
+"""Windows of `lag_steps` by which a report may leave the newest forward. One rank that is wrong
+about the clock must not take the window along, nor a daemon that slept lose the group for good: a
+forward further away is believed once every rank is there."""
+
 _LIMIT = 1 << 53
 """Forwards, epochs and routed assignments above this are noise; centuries of them are below."""
 
@@ -51,6 +56,7 @@ class LedgerStatistics:
     gaps: places where a rank's reports skip forwards; missing_steps: how many they skip.
     late_steps: of one rank, for forwards that had left the window. lost_steps: forwards that left
     it incomplete. unknown_epoch: reports measured under a placement that the ledger does not have.
+    astray: reports refused because their forward is nowhere near the other ranks'.
     """
 
     reports: int
@@ -63,6 +69,7 @@ class LedgerStatistics:
     late_steps: int
     lost_steps: int
     unknown_epoch: int
+    astray: int
 
 
 class _Translation:
@@ -119,9 +126,14 @@ class Ledger:
             phase: deque(maxlen=window_steps) for phase in PHASES
         }
         self._next = [-1] * topology.ranks
+        self._far: dict[int, int] = {}
+        """First forward of the newest report of each rank that is out of reach."""
         self._found: list[Mismatch] = []
         self._reports = self._complete = self._dummies = self._mismatches = 0
-        self._gaps = self._missing = self._unknown = 0
+        self._gaps = self._missing = self._unknown = self._astray = 0
+        self.recording = False
+        """Whether to keep complete steps, dummies included, for `recorded`."""
+        self._recorded: list[Step] = []
 
     def placed(self, epoch: int, placement: Placement) -> None:
         """Learn what the slots hold under `epoch`; keeps the newest few epochs.
@@ -150,6 +162,7 @@ class Ledger:
         sends; nothing of that report was taken.
         """
         self._check(rank, report)
+        self._check_reach(rank, report.first_forward)
         translation = self._translations.get(report.epoch)
         if translation is None:
             self._unknown += 1
@@ -170,6 +183,15 @@ class Ledger:
             steps[i] = step.heat
         steps.setflags(write=False)
         return Heat(steps, phase)
+
+    def since(self, forward: int, phase: str = "all") -> list[Step]:
+        """The steps of the window that are newer than `forward`, oldest first."""
+        return [step for step in self._window(phase) if step.forward > forward]
+
+    def recorded(self) -> tuple[Step, ...]:
+        """Complete steps since the last call, in the order in which they became complete."""
+        steps, self._recorded = tuple(self._recorded), []
+        return steps
 
     def loads(self, epoch: int, phase: str = "all") -> NDArray[np.int64]:
         """`[steps, layers, ranks]` int64 tokens that ranks processed in steps run under `epoch`.
@@ -206,6 +228,7 @@ class Ledger:
             late_steps=self._assembly.late,
             lost_steps=self._assembly.lost,
             unknown_epoch=self._unknown,
+            astray=self._astray,
         )
 
     # --- within ---------------------------------------------------------------------------------
@@ -234,6 +257,25 @@ class Ledger:
             found = f"is {report.dummy.dtype} {report.dummy.shape}"
             raise _refusal(rank, "dummy", f"{found}, expected bool {(steps,)}")
 
+    def _check_reach(self, rank: int, first: int) -> None:
+        """Raise RemoteProtocolError for a forward that is out of reach, unless all ranks are."""
+        head, reach = self._assembly.head, _REACH_WINDOWS * self._assembly.steps
+        if head < 0 or abs(first - head) <= reach:
+            self._far.pop(rank, None)
+            return
+        self._far[rank] = first
+        start = min(self._far.values())
+        if (
+            len(self._far) < self._topology.ranks
+            or max(self._far.values()) - start >= self._assembly.steps
+        ):
+            self._astray += 1
+            expected = f"expected at most {reach} from {head}, the newest of the group"
+            raise _refusal(rank, "first_forward", f"is {first}, {expected}")
+        self._assembly.restart(start)
+        self._next = [min(forward, start) for forward in self._next]
+        self._far.clear()
+
     def _translate(self, rank: int, report: HeatReport, translation: _Translation) -> Part:
         steps, counts = len(report.counts), report.counts.astype(np.int32, copy=False)
         where: NDArray[np.intp] | None = None
@@ -260,6 +302,7 @@ class Ledger:
             repeats=repeats,
             load=load,
             routed=report.routed.astype(np.int64, copy=False),
+            tokens=report.tokens.astype(np.int64) * (not self._replicated or rank == 0),
             dummy=report.dummy,
         )
 
@@ -270,7 +313,10 @@ class Ledger:
         if detail:
             self._mismatches += 1
             self._found.append(Mismatch(step.forward, detail))
-        elif step.dummy:
+            return
+        if self.recording:
+            self._recorded.append(step)
+        if step.dummy:
             self._dummies += 1
         else:
             self._windows["all"].append(step)

@@ -133,11 +133,91 @@ def test_a_jump_over_the_whole_ring_loses_what_it_skips() -> None:
     for rank in (0, 1):
         ledger.report(rank, said(0, [1, 0]))
     for rank in (0, 1):
-        ledger.report(rank, said(100, [9, 0]))
+        ledger.report(rank, said(30, [9, 0]))
     figures = ledger.statistics()
-    assert (figures.steps, figures.lost_steps) == (2, 96)
-    assert (figures.gaps, figures.missing_steps) == (2, 198)
+    assert (figures.steps, figures.lost_steps) == (2, 26)
+    assert (figures.gaps, figures.missing_steps) == (2, 58)
     assert ledger.heat().steps[:, 0].tolist() == [[1, 0, 1], [9, 0, 9]]
+
+
+def run(ledger: Ledger, first: int, forwards: int) -> None:
+    """Both ranks report forwards one by one."""
+    for forward in range(first, first + forwards):
+        for rank in (0, 1):
+            ledger.report(rank, said(forward, [forward, 0]))
+
+
+@pytest.mark.parametrize("absurd", [2**52, 4 * 8 + 5, 10**9])
+def test_one_rank_does_not_take_the_window_along(absurd: int) -> None:
+    ledger = pair(lag_steps=4)
+    run(ledger, 0, 4)
+    with pytest.raises(RemoteProtocolError, match=f"rank 1: first_forward is {absurd}, expected"):
+        ledger.report(1, said(absurd, [1, 0]))
+    run(ledger, 4, 4)
+    figures = ledger.statistics()
+    assert (figures.steps, figures.astray, figures.gaps, figures.lost_steps) == (8, 1, 0, 0)
+
+
+def test_a_clock_that_began_absurdly_is_put_right_by_all_ranks() -> None:
+    ledger = pair(lag_steps=4)
+    ledger.report(0, said(10**9, [1, 0]))
+    with pytest.raises(RemoteProtocolError, match="rank 1"):
+        ledger.report(1, said(0, [1, 0]))
+    ledger.report(0, said(1, [1, 0]))
+    ledger.report(1, said(1, [1, 0]))
+    run(ledger, 2, 3)
+    figures = ledger.statistics()
+    assert (figures.steps, figures.astray) == (4, 1)
+    assert ledger.heat().steps[:, 0, 2].tolist() == [1, 2, 3, 4]
+
+
+def test_after_a_long_sleep_all_ranks_are_believed() -> None:
+    ledger = pair(lag_steps=4)
+    run(ledger, 0, 4)
+    with pytest.raises(RemoteProtocolError, match="newest of the group"):
+        ledger.report(1, said(1000, [1000, 0]))
+    ledger.report(0, said(1001, [1001, 0]))
+    ledger.report(1, said(1001, [1001, 0]))
+    run(ledger, 1002, 3)
+    figures = ledger.statistics()
+    assert (figures.steps, figures.astray, figures.gaps) == (8, 1, 2)
+    assert [step.forward for step in ledger.since(3)] == [1001, 1002, 1003, 1004]
+
+
+def test_ranks_that_stray_apart_are_not_believed() -> None:
+    ledger = pair(lag_steps=4)
+    run(ledger, 0, 4)
+    for rank, forward in ((0, 1000), (1, 1004)):
+        with pytest.raises(RemoteProtocolError, match=f"rank {rank}"):
+            ledger.report(rank, said(forward, [1, 0]))
+    run(ledger, 4, 1)
+    assert ledger.statistics().steps == 5
+
+
+def test_complete_steps_are_kept_for_a_recording_once() -> None:
+    ledger = pair()
+    run(ledger, 0, 2)
+    assert ledger.recorded() == ()
+    ledger.recording = True
+    run(ledger, 2, 2)
+    ledger.report(0, said(4, [1, 0]))
+    for rank in (0, 1):
+        ledger.report(rank, said(5, [0, 0], dummy=[True]))
+    kept = ledger.recorded()
+    assert [(step.forward, step.dummy, step.tokens) for step in kept] == [
+        (2, False, 2),
+        (3, False, 2),
+        (5, True, 2),
+    ]
+    assert ledger.recorded() == ()
+
+
+def test_replicated_tokens_are_counted_once() -> None:
+    ledger = pair(dispatch=Dispatch.REPLICATED)
+    ledger.recording = True
+    for rank in (0, 1):
+        ledger.report(rank, said(0, [1, 1], routed=[4]))
+    assert [step.tokens for step in ledger.recorded()] == [1]
 
 
 def test_a_late_step_is_filed_where_it_belongs() -> None:
