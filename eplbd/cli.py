@@ -109,6 +109,24 @@ def policies(loaded: Loaded) -> None:
 
 
 @main.command()
+@click.argument("given", metavar="FILE|JSON")
+@click.option("--forward-ms", type=click.FloatRange(0.01), help="Turns counts of forwards to time.")
+def translate(given: str, forward_ms: float | None) -> None:
+    """Say an engine's own balancer configuration in the words of eplbd.toml.
+
+    Takes what vLLM is given as --additional-config or --eplb-config. The fragment goes to standard
+    output, what to know about it to standard error.
+    """
+    from eplbd.legacy import spelled
+    from eplbd.legacy import translate as run
+
+    found = run(spelled(given), forward_s=None if forward_ms is None else forward_ms / 1000)
+    for warning in found.warnings:
+        click.echo(f"eplbd: {warning}", err=True)
+    click.echo(found.toml().rstrip())
+
+
+@main.command()
 @click.option(
     "--dispatch",
     type=click.Choice(["all-to-all", "replicated"]),
