@@ -5,7 +5,7 @@ the manual, `eplbd.hookspecs` the reference, `eplbd.testing.check_policy` the co
 """
 
 from eplbd.core.heat import Budget, Heat
-from eplbd.core.placement import Placement, par, rank_load
+from eplbd.core.placement import Placement, even_shares, par, rank_load
 from eplbd.core.plan import align
 from eplbd.core.topology import Link, Topology
 from eplbd.errors import EplbdError, PlacementError, PolicyError
@@ -23,6 +23,7 @@ __all__ = [
     "Register",
     "Topology",
     "align",
+    "even_shares",
     "hookimpl",
     "par",
     "rank_load",

@@ -40,10 +40,12 @@ class Budget:
 
     moves: experts newly hosted by a rank, over all layers; None for any number. bytes: of weights
     and scales to transfer; None for any number. deadline_s: seconds the policy has to answer.
-    expert_bytes: weights and scales of one expert of one layer.
+    expert_bytes: weights and scales of one expert of one layer. weighted: whether the engine takes
+    shares per replica (`Placement.shares`); where it does not, a proposal with shares is refused.
     """
 
     moves: int | None
     bytes: int | None
     deadline_s: float
     expert_bytes: int
+    weighted: bool = False

@@ -1,4 +1,4 @@
-"""Which expert each slot holds: the placement, its checks and the maps derived from it.
+"""Which expert each slot holds, and how its tokens are split: placement, checks, derived maps.
 
 Owns `Placement`, `validate` (the only judge of an answer from outside; it rejects, it never
 repairs), `derive_maps` (finished arrays for every rank) and the load and PAR arithmetic. It must
@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from eplbd.core.shares import (
+    Parts,
+    Shares,
+    as_shares,
+    check_form,
+    check_shares,
+    even_parts,
+    settle,
+)
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -32,18 +41,20 @@ class Placement:
     """The logical expert in every slot of every layer.
 
     slots: `[layers, ranks, slots_per_rank]` int32, C-contiguous and read-only; a writable array or
-    another integer dtype is copied, never aliased. experts: logical experts per layer. Equality and
-    hash go by `digest`. Only the form is checked here (PlacementError); whether it can be served is
-    `validate`'s question.
+    another integer dtype is copied, never aliased. experts: logical experts per layer. shares: of
+    the same shape, float32, the fraction of its expert's tokens that each slot takes; None splits
+    them evenly over the expert's slots. Equality and hash go by `digest`. Only the form is checked
+    here (PlacementError); whether it can be served is `validate`'s question.
     """
 
     slots: Slots
     experts: int
+    shares: Shares | None = None
     _digest: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_form(self.slots)
-        if not _is_published(self.slots):
+        if not _is_published(self.slots, np.int32):
             slots = np.array(self.slots, dtype=np.int32, order="C")
             if not np.array_equal(slots, self.slots):
                 raise PlacementError(
@@ -51,6 +62,18 @@ class Placement:
                 )
             slots.setflags(write=False)
             object.__setattr__(self, "slots", slots)
+        if self.shares is not None:
+            check_form(self.shares, self.slots.shape)
+            if not _is_published(self.shares, np.float32):
+                shares = np.array(self.shares, dtype=np.float32, order="C")
+                shares.setflags(write=False)
+                object.__setattr__(self, "shares", shares)
+
+    @classmethod
+    def split(cls, slots: Slots, experts: int, parts: Parts) -> Self:
+        """Give every slot its `parts` of `shares.WHOLE`; no shares where all splits are even."""
+        even = np.array_equal(parts, even_parts(slots, experts))
+        return cls(slots, experts, None if even else as_shares(parts))
 
     @classmethod
     def linear(cls, layers: int, experts: int, ranks: int, slots_per_rank: int) -> Self:
@@ -80,6 +103,8 @@ class Placement:
         if not self._digest:
             head = np.array((*self.slots.shape, self.experts), dtype="<i8").tobytes()
             body = self.slots.astype("<i4", copy=False).tobytes()
+            if self.shares is not None:
+                body += (self.shares + 0.0).astype("<f4").tobytes()  # -0.0 is no other share
             digest = blake2b(head + body, digest_size=8).hexdigest()
             object.__setattr__(self, "_digest", digest)
         return self._digest
@@ -102,12 +127,34 @@ class Placement:
         np.put_along_axis(hosted, self.slots.astype(np.intp), values=True, axis=2)
         return hosted
 
-    def with_layers(self, layers: NDArray[np.integer], rows: NDArray[np.integer]) -> Placement:
-        """Return a copy in which `layers` (`[n]`) hold `rows` (`[n, ranks, slots_per_rank]`)."""
+    def parts(self) -> Parts:
+        """`[layers, ranks, slots_per_rank]` int32: the settled shares in parts of `shares.WHOLE`.
+
+        Those of an even split where there are no shares.
+        """
+        if self.shares is None:
+            return even_parts(self.slots, self.experts)
+        return settle(self.shares, self.slots, self.experts)
+
+    def with_layers(
+        self,
+        layers: NDArray[np.integer],
+        rows: NDArray[np.integer],
+        parts: Parts | None = None,
+    ) -> Placement:
+        """Return a copy in which `layers` (`[n]`) hold `rows` (`[n, ranks, slots_per_rank]`).
+
+        parts: `[n, ranks, slots_per_rank]`, what the slots of these layers take; None splits
+        evenly. Where there are shares, the result's are settled.
+        """
         slots = self.slots.copy()
         slots[layers] = rows
         slots.setflags(write=False)
-        return Placement(slots, self.experts)
+        if parts is None and self.shares is None:
+            return Placement(slots, self.experts)
+        whole = self.parts().copy()
+        whole[layers] = even_parts(slots[layers], self.experts) if parts is None else parts
+        return Placement.split(slots, self.experts, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +183,17 @@ def validate(
     topology: Topology,
     layers: int,
     allow_duplicates: bool = False,
+    shares: object = None,
 ) -> Placement:
-    """Turn an array from outside into a Placement, or say exactly what is wrong with it.
+    """Turn arrays from outside into a Placement, or say exactly what is wrong with them.
 
     placement_array: expected to be an integer ndarray `[layers, ranks, slots_per_rank]` in which
     every layer places every expert 0..experts-1 and, unless `allow_duplicates`, no rank holds an
     expert twice. It is copied before its contents are judged, so a writer on the other side cannot
-    change them afterwards. Raises PlacementError naming layer, rank and slot; repairs nothing.
+    change them afterwards. shares: None, or floats of that shape that sum to 1 over the replicas of
+    each expert, within `shares.TOLERANCE`; they come back in whole parts of `shares.WHOLE`, and as
+    None where that is an even split. Raises PlacementError naming layer, rank and slot, or layer
+    and expert; repairs nothing.
     """
     array = _check_form(placement_array)
     expected = (layers, topology.ranks, topology.slots_per_rank)
@@ -163,17 +214,21 @@ def validate(
     if not allow_duplicates:
         _check_duplicates(slots)
     slots.setflags(write=False)
-    return Placement(slots, experts)
+    if shares is None:
+        return Placement(slots, experts)
+    own = np.array(shares) if type(shares) is np.ndarray else shares
+    given = check_shares(own, slots, experts)
+    return Placement.split(slots, experts, settle(given, slots, experts))
 
 
-def _is_published(slots: NDArray[np.generic]) -> bool:
-    """Whether nobody can write to `slots` any more, neither here nor through the array it views."""
-    base = slots.base
+def _is_published(array: NDArray[np.generic], dtype: type[np.generic]) -> bool:
+    """Whether nobody can write to `array` any more, neither here nor through what it views."""
+    base = array.base
     shared = isinstance(base, np.ndarray) and base.flags.writeable
     return (
-        slots.dtype == np.int32
-        and slots.flags.c_contiguous
-        and not slots.flags.writeable
+        array.dtype == dtype
+        and array.flags.c_contiguous
+        and not array.flags.writeable
         and not shared
     )
 
@@ -297,12 +352,28 @@ def _physical(flat: NDArray[np.int32], counts: NDArray[np.int32]) -> NDArray[np.
 def rank_load(placement: Placement, heat: NDArray[np.generic]) -> NDArray[np.float64]:
     """`[..., layers, ranks]` load from `heat` `[..., layers, experts]`.
 
-    An expert's heat is split evenly over its replicas, which is what `log2phy` aims at.
+    An expert's heat is split by the placement's shares; without any evenly over its replicas, which
+    is what `log2phy` aims at.
     """
-    share = heat / np.maximum(placement.replicas(), 1)
     row = np.arange(placement.layers)[:, None, None]
-    load: NDArray[np.float64] = share[..., row, placement.slots].sum(-1)
+    load: NDArray[np.float64]
+    if placement.shares is not None:
+        taken = heat[..., row, placement.slots] * placement.shares.astype(np.float64)
+        load = taken.sum(-1)
+        return load
+    share = heat / np.maximum(placement.replicas(), 1)
+    load = share[..., row, placement.slots].sum(-1)
     return load
+
+
+def even_shares(placement: Placement) -> Shares:
+    """`[layers, ranks, slots_per_rank]` float32: 1 / replicas, what a slot takes without shares.
+
+    To start from where a policy changes a few: `Placement(slots, experts, shares)`.
+    """
+    counts = placement.replicas()
+    row = np.arange(placement.layers)[:, None, None]
+    return (1.0 / counts[row, placement.slots]).astype(np.float32)
 
 
 def par(rank_load: NDArray[np.generic]) -> NDArray[np.float64]:

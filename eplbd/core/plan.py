@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplbd.core.chains import Chain, Unit, Write, chains
 from eplbd.core.placement import Placement, validate
 from eplbd.core.rounds import Col, Transfers, colour
+from eplbd.core.shares import Parts, as_shares, even_parts
 from eplbd.core.sources import assign_sources
 from eplbd.core.topology import Topology
 from eplbd.errors import LocalProtocolError, PlacementError
@@ -29,8 +30,9 @@ _PATIENCE = 8
 def align(current: Placement, target: Placement) -> Placement:
     """Permute `target` inside each rank so that kept experts keep the slot they have in `current`.
 
-    Never changes which experts a rank hosts, nor how often. The number of slots that differ from
-    `current` is the least possible. Raises PlacementError where the two are not of one shape.
+    Never changes which experts a rank hosts, nor how often, nor the share of any of its slots. The
+    number of slots that differ from `current` is the least possible. Raises PlacementError where
+    the two are not of one shape.
     """
     _check_shapes(current, target)
     rows = current.layers * current.ranks
@@ -51,7 +53,12 @@ def align(current: Placement, target: Placement) -> Placement:
     aligned[freed] = new.ravel()[gained]
     slots = aligned.reshape(current.slots.shape)
     slots.setflags(write=False)
-    return Placement(slots, current.experts)
+    if target.shares is None:
+        return Placement(slots, current.experts)
+    given = target.shares.ravel()
+    shares = np.empty_like(given)
+    shares[kept], shares[freed] = given[used], given[gained]
+    return Placement(slots, current.experts, shares.reshape(slots.shape))
 
 
 def _keys(rows: NDArray[np.int32], experts: int) -> NDArray[np.int64]:
@@ -72,7 +79,8 @@ class EpochPlan:
     """One transaction: from the placement with `base_digest` to `target`.
 
     layers: `[n]` int32, changed layers, ascending. transfers: `[m, 9]` int32, columns `Col`, in the
-    order in which every rank issues its own. rounds: number of rounds. Arrays are read-only.
+    order in which every rank issues its own; none where only shares change. rounds: number of
+    rounds. Arrays are read-only.
     """
 
     base_digest: str
@@ -106,6 +114,10 @@ class Plan:
     is `target` up to the order of slots within a rank. layer_heat: `[layers]`, higher goes first,
     for example the busiest rank's load minus the mean; None for layer order. Every placement on the
     way places every expert, and a rank holds an expert twice only where `current` or `target` does.
+
+    Shares: layers that get nothing but new shares come first, in one epoch without transfers. Any
+    other layer gets the target's with its last epoch; until then an expert whose replicas are
+    where they were keeps its shares, and every other one is split evenly over what there is.
     """
 
     def __init__(
@@ -115,14 +127,18 @@ class Plan:
         topology: Topology,
         layer_heat: NDArray[np.generic] | None = None,
     ) -> None:
-        for placement in (current, target):
+        _check_shapes(current, target)
+        current, target = (
             validate(
                 placement.slots,
                 experts=current.experts,
                 topology=topology,
                 layers=current.layers,
                 allow_duplicates=True,
+                shares=placement.shares,
             )
+            for placement in (current, target)
+        )
         heat = np.zeros(current.layers) if layer_heat is None else np.asarray(layer_heat)
         if heat.shape != (current.layers,):
             raise LocalProtocolError(
@@ -131,6 +147,7 @@ class Plan:
         self._topology = topology
         self._base = current
         self._current = current
+        self._target = target
         self._aligned = align(current, target)
         changed = current.slots != self._aligned.slots
         self.moves = int(np.count_nonzero(changed))
@@ -141,6 +158,12 @@ class Plan:
         self._order: list[int] = order[changed.any(axis=(1, 2))[order]].tolist()
         self._pending: dict[int, list[Chain]] = {}
         self._offered: tuple[_Basket, Placement] | None = None
+        self._weighted = current.shares is not None or target.shares is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do: neither moves nor new shares."""
+        return not self.remaining and not self._share_layers().size
 
     @property
     def remaining(self) -> int:
@@ -173,14 +196,17 @@ class Plan:
                 f"plan: an epoch of {experts_per_rank} experts per rank and {max_moves} moves "
                 "makes no progress; give at least 1 of each"
             )
-        if not self.remaining:
-            return None
-        basket = self._fill(experts_per_rank, max_moves)
-        target, transfers = self._transfers(basket)
+        basket = _Basket(self._topology.ranks, experts_per_rank, max_moves)
+        layers = self._share_layers()
+        if not layers.size:
+            if not self.remaining:
+                return None
+            self._fill(basket)
+            layers = np.unique(np.array([layer for layer, _ in basket.writes], dtype=np.int32))
+        target, transfers = self._transfers(basket, layers)
         self._offered = (basket, target)
-        layers = np.array(sorted({layer for layer, _ in basket.writes}), dtype=np.int32)
         layers.setflags(write=False)
-        rounds = int(transfers[-1, Col.ROUND]) + 1
+        rounds = int(transfers[-1, Col.ROUND]) + 1 if len(transfers) else 0
         return EpochPlan(self._base.digest, target, layers, transfers, rounds)
 
     def settled(self) -> None:
@@ -204,8 +230,16 @@ class Plan:
             if left:
                 yield layer, left
 
-    def _fill(self, experts_per_rank: int, max_moves: int | None) -> _Basket:
-        basket = _Basket(self._topology.ranks, experts_per_rank, max_moves)
+    def _share_layers(self) -> NDArray[np.int32]:
+        """Layers that hold what they shall, under other shares than they shall, ascending."""
+        if not self._weighted:
+            return np.empty(0, dtype=np.int32)
+        goal = align(self._base, self._target)
+        due = (self._base.parts() != goal.parts()).any(axis=(1, 2))
+        due &= (self._base.slots == goal.slots).all(axis=(1, 2))
+        return np.flatnonzero(due).astype(np.int32)
+
+    def _fill(self, basket: _Basket) -> None:
         for layer, pending in self._layers():
             basket.open(layer, self._base.slots[layer])
             for chain in pending:
@@ -216,10 +250,9 @@ class Plan:
             layer, pending = next(self._layers())
             basket.open(layer, self._base.slots[layer])
             basket.force(pending[0])
-        return basket
 
-    def _transfers(self, basket: _Basket) -> tuple[Placement, Transfers]:
-        """The epoch's target and its transfers."""
+    def _transfers(self, basket: _Basket, layers: NDArray[np.int32]) -> tuple[Placement, Transfers]:
+        """The epoch's target, which differs in `layers`, and its transfers."""
         slots = self._base.slots.copy()
         table = np.full((len(basket.writes), len(Col)), -1, dtype=np.int32)
         used = [0] * self._topology.ranks
@@ -230,8 +263,28 @@ class Plan:
             table[row, Col.DST :] = (rank, slot, used[rank])
             used[rank] += 1
         slots.setflags(write=False)
-        placed = assign_sources(table, self._base, self._topology)
-        return Placement(slots, self._base.experts), colour(placed)
+        transfers = colour(assign_sources(table, self._base, self._topology))
+        if not self._weighted:
+            return Placement(slots, self._base.experts), transfers
+        rows = slots[layers]
+        return self._base.with_layers(layers, rows, self._parts(layers, rows)), transfers
+
+    def _parts(self, layers: NDArray[np.int32], rows: NDArray[np.int32]) -> Parts:
+        """Parts of `layers` (`[n]`) on the way, when they hold `rows` (`[n, ranks, slots]`)."""
+        experts = self._base.experts
+        before = self._current.slots[layers]
+        moved = np.zeros((layers.size, experts), dtype=np.bool_)
+        layer, rank, slot = np.nonzero(rows != before)
+        for held in (rows, before):
+            moved[layer, held[layer, rank, slot]] = True
+        parts = self._current.parts()[layers]
+        index = np.arange(layers.size)[:, None, None]
+        parts = np.where(moved[index, rows], even_parts(rows, experts), parts)
+        # Moves may have brought experts of a rank into another order than the target's.
+        wanted = self._target.slots[layers], experts, as_shares(self._target.parts()[layers])
+        goal = align(Placement(rows, experts), Placement(*wanted))
+        done = (rows == goal.slots).all(axis=(1, 2), keepdims=True)
+        return np.where(done, goal.parts(), parts)
 
 
 class _Basket:

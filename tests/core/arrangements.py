@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from eplbd.core.placement import Placement
+from eplbd.core.shares import settle
 from eplbd.core.topology import Topology
 
 
@@ -73,3 +74,24 @@ def holds(placement: Placement) -> list[list[list[int]]]:
     """Sorted experts of every rank and layer: what a placement is up to the order of slots."""
     ordered: list[list[list[int]]] = np.sort(placement.slots, axis=2).tolist()
     return ordered
+
+
+def weighted(placement: Placement, rng: np.random.Generator) -> Placement:
+    """The placement with random shares, some of them nothing; settled, as a plan's are."""
+    raw = rng.random(placement.slots.shape) * rng.integers(0, 4, placement.slots.shape) + 1e-9
+    row = np.arange(placement.layers)[:, None, None]
+    sums = np.zeros((placement.layers, placement.experts))
+    np.add.at(sums, (np.broadcast_to(row, raw.shape), placement.slots), raw)
+    return Placement.split(
+        placement.slots,
+        placement.experts,
+        settle(raw / sums[row, placement.slots], placement.slots, placement.experts),
+    )
+
+
+@st.composite
+def splits(draw: st.DrawFn, placement: Placement) -> Placement:
+    """The placement with any shares, or with none."""
+    if draw(st.integers(0, 3)) == 0:
+        return placement
+    return weighted(placement, np.random.default_rng(draw(st.integers(0, 2**32 - 1))))

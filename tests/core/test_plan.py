@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from eplbd.core.placement import Placement, validate
 from eplbd.core.plan import EpochPlan, Plan, align
 from eplbd.core.rounds import Col
+from eplbd.core.shares import WHOLE, even_parts
 from eplbd.core.topology import Topology
 from eplbd.errors import LocalProtocolError, PlacementError
-from tests.core.arrangements import Group, holds, pairs
+from tests.core.arrangements import Group, holds, pairs, splits
 from tests.core.memory import Memory
 
 Case = tuple[Group, Placement, Placement]
@@ -281,3 +283,81 @@ def test_refuses_placements_that_cannot_be_served() -> None:
 def test_refuses_heat_of_other_layers() -> None:
     with pytest.raises(LocalProtocolError, match=r"shape \(2,\), expected \(1,\)"):
         Plan(swapped(), swapped(), Topology.single_node(2, 1), np.zeros(2))
+
+
+# --- shares -------------------------------------------------------------------------------------
+
+
+def layers_of(placement: Placement) -> list[bytes]:
+    """Slots and parts of each layer."""
+    parts = placement.parts()
+    return [
+        slots.tobytes() + own.tobytes() for slots, own in zip(placement.slots, parts, strict=True)
+    ]
+
+
+@given(pairs(), st.integers(1, 3), st.data())
+def test_shares_come_with_the_last_epoch_of_their_layer(
+    case: Case, experts_per_rank: int, data: st.DataObject
+) -> None:
+    group, bare, bare_target = case
+    current, target = data.draw(splits(bare)), data.draw(splits(bare_target))
+    plan = Plan(current, target, group.topology)
+    assert plan.is_empty == is_reached(current, target)
+    here = current
+    while (epoch := plan.next_epoch(experts_per_rank)) is not None:
+        there = epoch.target
+        pairs_of_layers = enumerate(zip(layers_of(here), layers_of(there), strict=True))
+        assert epoch.layers.tolist() == [layer for layer, (a, b) in pairs_of_layers if a != b]
+        for layer in epoch.layers.tolist():
+            expected = parts_on_the_way(current, target, there, layer)
+            assert np.array_equal(there.parts()[layer], expected)
+        if not epoch.moves:
+            assert epoch.rounds == 0
+            assert here == current, "new shares alone come first"
+        plan.settled()
+        here = there
+    assert is_reached(here, target)
+    assert plan.is_empty
+
+
+def is_reached(here: Placement, target: Placement) -> bool:
+    """Whether all is as wanted, up to the order of slots within a rank."""
+    return layers_of(align(here, target)) == layers_of(here)
+
+
+def parts_on_the_way(
+    current: Placement, target: Placement, now: Placement, layer: int
+) -> NDArray[np.int32]:
+    """Said again, expert by expert."""
+    goal = align(now, target)
+    if np.array_equal(now.slots[layer], goal.slots[layer]):
+        done: NDArray[np.int32] = goal.parts()[layer]
+        return done
+    parts: NDArray[np.int32] = even_parts(now.slots[[layer]], now.experts)[0].copy()
+    for expert in range(now.experts):
+        before, here = current.slots[layer] == expert, now.slots[layer] == expert
+        if np.array_equal(before, here):
+            parts[here] = current.parts()[layer][here]
+    return parts
+
+
+def test_new_shares_alone_are_an_epoch_without_transfers() -> None:
+    current = Placement.linear(3, 4, 2, 3)
+    parts = current.parts().copy()
+    parts[1, 0, 0], parts[1, 1, 1] = 60_000, WHOLE - 60_000
+    target = Placement.split(current.slots, 4, parts)
+    plan = Plan(current, target, Topology.single_node(2, 3))
+    assert (plan.moves, plan.remaining, plan.is_empty) == (0, 0, False)
+    epoch = plan.next_epoch()
+    assert epoch is not None
+    assert (epoch.moves, epoch.rounds, epoch.bytes(100)) == (0, 0, 0)
+    assert epoch.layers.tolist() == [1]
+    assert epoch.for_rank(0).shape == (0, len(Col))
+    assert epoch.target == target
+    plan.settled()
+    assert plan.next_epoch() is None
+    back = Plan(target, current, Topology.single_node(2, 3)).next_epoch()
+    assert back is not None
+    assert back.target == current
+    assert back.target.shares is None
