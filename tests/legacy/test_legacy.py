@@ -122,8 +122,8 @@ def test_no_key_is_passed_over_in_silence() -> None:
         (
             {"num_wait_worker_iterations": 0},
             (
-                "num_wait_worker_iterations: expected at least 1, got 0: with 0 vllm-ascend's worker "
-                "waits for ever for a plan that nobody asked for"
+                "num_wait_worker_iterations: expected at least 1, got 0: with 0 vllm-ascend's "
+                "worker waits for ever for a plan that nobody asked for"
             ),
         ),
         ({"window_size": 0}, "window_size: expected at least 1, got 0"),
@@ -137,8 +137,8 @@ def test_no_key_is_passed_over_in_silence() -> None:
         (
             {"eplb_heat_collection_stage": "decoder"},
             (
-                "eplb_heat_collection_stage: expected one of all, prefill, decode, got 'decoder'; did "
-                "you mean `decode`?"
+                "eplb_heat_collection_stage: expected one of all, prefill, decode, got 'decoder'; "
+                "did you mean `decode`?"
             ),
         ),
         (
@@ -160,22 +160,22 @@ def test_no_key_is_passed_over_in_silence() -> None:
         (
             {"expert_heat_collection_interval": 600, "num_iterations_eplb_update": 400},
             (
-                "num_iterations_eplb_update = 400 contradicts expert_heat_collection_interval = 600: "
-                "two names of one setting; keep one"
+                "num_iterations_eplb_update = 400 contradicts expert_heat_collection_interval = "
+                "600: two names of one setting; keep one"
             ),
         ),
         (
             {"expert_heat_collection_interval": 600, "window_size": 1000},
             (
-                "expert_heat_collection_interval = 600 and window_size = 1000 name two windows; keep "
-                "the one of your engine"
+                "expert_heat_collection_interval = 600 and window_size = 1000 name two windows; "
+                "keep the one of your engine"
             ),
         ),
         (
             {"eplb_heat_collection_stage": "decode", "load_collection_phase": "prefill"},
             (
-                "eplb_heat_collection_stage = 'decode' and load_collection_phase = 'prefill' name two "
-                "phases; keep the one of your engine"
+                "eplb_heat_collection_stage = 'decode' and load_collection_phase = 'prefill' name "
+                "two phases; keep the one of your engine"
             ),
         ),
         (
@@ -185,8 +185,8 @@ def test_no_key_is_passed_over_in_silence() -> None:
         (
             {"expert_map_path": "/a.json", "expert_map_record_path": "/b.json"},
             (
-                "expert_map_path and expert_map_record_path: a map is put in force or recorded, not "
-                "both; record first, then serve with what was recorded"
+                "expert_map_path and expert_map_record_path: a map is put in force or recorded, "
+                "not both; record first, then serve with what was recorded"
             ),
         ),
         ({"eplb_config": 3}, "eplb_config: expected a table of keys, got 3"),
