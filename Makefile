@@ -47,7 +47,7 @@ $(STAMP): | .make
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt \
-		--group dev -e '.[cpu]' -e policies -e plugins/vllm -e plugins/example-policy
+		--group dev -e '.[cpu,offline]' -e policies -e plugins/vllm -e plugins/example-policy
 	@rm -f .venv/.made-*
 	@touch $@
 
