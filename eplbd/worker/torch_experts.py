@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,38 @@ from eplbd.errors import TransferError
 
 SlotTensors: TypeAlias = Tensor | Sequence[Tensor]
 """One tensor `[slots, ...]`, or one tensor per slot."""
+
+
+class Images(Protocol):
+    """How a slot's tensor becomes plain bytes and back.
+
+    For most tensors their memory is their bytes. Some devices have private layouts in which it is
+    not (Ascend's FRACTAL_NZ): there a flat view is not what it seems, and writing to it is lost.
+    """
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Return the contents as flat uint8: a view of live memory, or a copy made just now."""
+        ...
+
+    def write(self, tensor: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `(target, source)` so that `target.copy_(source)` gives `tensor` the contents.
+
+        image: flat uint8, what `read` returned on some rank. Called ahead of the commit, on the
+        side stream: whatever it takes to make `source` happens here, not on the forward thread.
+        """
+        ...
+
+
+class PlainImages:
+    """Memory is contents: every tensor of CPU and CUDA, and of NPU in its base formats."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """See `Images`."""
+        return tensor.detach().reshape(-1).view(torch.uint8)
+
+    def write(self, tensor: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Images`."""
+        return self.read(tensor), image
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +95,15 @@ class ExpertTensors:
 
     Slots are numbered as the rank's local slots. The tensors are kept, not copied; the byte views
     are made anew at each use, so a parameter whose `.data` the engine replaced is still found.
-    Raises TransferError for what cannot be moved, naming the layer, the tensor and the fix.
+    images: of devices with private layouts. Raises TransferError for what cannot be moved, naming
+    the layer, the tensor and the fix.
     """
 
-    def __init__(self, layers: Sequence[Mapping[str, SlotTensors]]) -> None:
+    def __init__(
+        self, layers: Sequence[Mapping[str, SlotTensors]], images: Images | None = None
+    ) -> None:
         self._layers = [dict(layer) for layer in layers]
+        self._images: Images = images or PlainImages()
         self._specs = describe(self._layers)
         self.slots = _check(self._layers, self._specs)
         self.device = _slot(next(iter(self._layers[0].values())), 0).device
@@ -117,19 +153,31 @@ class ExpertTensors:
         return self._sizes[layer]
 
     def parts(self, layer: int, slot: int) -> list[Tensor]:
-        """Return the slot's tensors as flat uint8 views of live memory, in order.
+        """Return the contents of the slot's tensors as flat uint8, in order; see `Images.read`.
 
         Raises TransferError where the engine has replaced one by another of a different size.
         """
-        parts = [
-            _slot(tensors, slot).detach().reshape(-1).view(torch.uint8)
-            for tensors in self._layers[layer].values()
-        ]
+        read = self._images.read
+        parts = [read(_slot(tensors, slot)) for tensors in self._layers[layer].values()]
         if tuple(part.numel() for part in parts) != self._sizes[layer]:
             raise TransferError(
                 f"layer {layer}, slot {slot}: a tensor has another size than when the rank attached"
             )
         return parts
+
+    def pairs(self, layer: int, slot: int, staged: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return `(target, source)` copies that give the slot's tensors the contents `staged`.
+
+        staged: of `parts`, on any rank. Raises TransferError as `parts` does.
+        """
+        found = [_slot(tensors, slot) for tensors in self._layers[layer].values()]
+        if tuple(tensor.nbytes for tensor in found) != self._sizes[layer]:
+            raise TransferError(
+                f"layer {layer}, slot {slot}: a tensor has another size than when the rank attached"
+            )
+        return [
+            self._images.write(tensor, image) for tensor, image in zip(found, staged, strict=True)
+        ]
 
 
 def describe(layers: Sequence[Mapping[str, SlotTensors]]) -> tuple[TensorSpec, ...]:

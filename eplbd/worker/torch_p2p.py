@@ -173,13 +173,15 @@ class TorchP2PExecutor:
                     runner.staging.verdict(each.dst_buffer, each.layer, each.expert)
                     for each in incoming
                 ]
+                # Before the wait for the verdicts, so that whatever they take is over as well.
+                pairs = [pair for each in incoming for pair in self._pairs_of(each, runner.staging)]
                 verdicts = collect(found, self._timeout_s)
         except RuntimeError as error:
             raise self._failure(f"verify: {error}") from error
         for transfer, verdict in zip(incoming, verdicts, strict=True):
             if any(verdict):
                 raise self._failure(self._mismatch(transfer, verdict))
-        self._pairs = [pair for each in incoming for pair in self._pairs_of(each, runner.staging)]
+        self._pairs = pairs
 
     def discard(self) -> None:
         """See `Executor`."""
@@ -237,9 +239,8 @@ class TorchP2PExecutor:
 
     def _pairs_of(self, transfer: Transfer, staging: Staging) -> list[tuple[Tensor, Tensor]]:
         """Return what the commit of a transfer copies: (slot, staged) for each tensor."""
-        slots = self._experts.parts(transfer.layer, transfer.dst_slot)
         staged = staging.layout(transfer.layer).parts(staging.buffer(transfer.dst_buffer))
-        return list(zip(slots, staged, strict=True))
+        return self._experts.pairs(transfer.layer, transfer.dst_slot, staged)
 
     def _mismatch(self, transfer: Transfer, verdict: list[bool]) -> str:
         if verdict[0]:

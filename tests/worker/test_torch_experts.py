@@ -43,6 +43,26 @@ def test_parts_are_the_live_bytes() -> None:
     assert layers[1]["w"][1].tolist() == [0] * 7
 
 
+class Mirrored:
+    """A private layout: memory holds the contents back to front."""
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.reshape(-1).view(torch.uint8).flip(0)
+
+    def write(self, tensor: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tensor.reshape(-1).view(torch.uint8), image.flip(0)
+
+
+def test_a_private_layout_is_read_and_written_as_contents() -> None:
+    weight = torch.arange(8, dtype=torch.uint8).view(2, 4)
+    experts = ExpertTensors([{"w": weight}], Mirrored())
+    (image,) = experts.parts(0, 0)
+    assert image.tolist() == [3, 2, 1, 0]
+    for target, source in experts.pairs(0, 1, [image]):
+        target.copy_(source)
+    assert weight.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
 def test_a_replaced_tensor_is_followed_and_a_resized_one_refused() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 8))
     experts = ExpertTensors([{"w": weight}])
