@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from eplbd.errors import TransferError  # noqa: E402
 from eplbd.worker.torch_experts import ExpertTensors, SlotTensors, describe  # noqa: E402
 
@@ -46,10 +48,10 @@ def test_parts_are_the_live_bytes() -> None:
 class Mirrored:
     """A private layout: memory holds the contents back to front."""
 
-    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+    def read(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(-1).view(torch.uint8).flip(0)
 
-    def write(self, tensor: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, tensor: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         return tensor.reshape(-1).view(torch.uint8), image.flip(0)
 
 
