@@ -116,8 +116,10 @@ class Guest:
     def answer(self, ask: Ask) -> Answer | Fault:
         """Ask the policy. Its every way of failing, short of ending the process, is a `Fault`."""
         _, ranks, per_rank = ask.current.shape
-        current = Placement(ask.current, ask.experts)
-        budget = Budget(ask.max_moves, ask.max_bytes, ask.deadline_s, ask.expert_bytes)
+        current = Placement(ask.current, ask.experts, ask.shares)
+        budget = Budget(
+            ask.max_moves, ask.max_bytes, ask.deadline_s, ask.expert_bytes, ask.weighted
+        )
         topology = Topology(ranks, per_rank, ask.node_of)
         process, started = os.getpid(), time.monotonic()
         try:
@@ -137,7 +139,7 @@ class Guest:
         if not isinstance(proposal, Placement):
             reason = f"propose() returned {type(proposal).__name__}, expected eplbd.Placement"
             return Fault(ask.request, "invalid", duration_s, reason)
-        return Answer(ask.request, duration_s, proposal.slots)
+        return Answer(ask.request, duration_s, proposal.slots, proposal.shares)
 
 
 def _outcome(error: BaseException) -> str:

@@ -120,6 +120,7 @@ class Balancer:
         )
         self.ledger.placed(group.epoch, group.placement)
         self.cycle = Cycle(balance, group.topology, shape.layers, shape.experts)
+        self.cycle.weighted = shape.weighted
         self.cycle.next_at = self.now
         self.epoch_plan = None
 
@@ -149,6 +150,7 @@ class Balancer:
             bytes=None,
             deadline_s=self.settings.policy.deadline_s,
             expert_bytes=group.shape.expert_bytes,
+            weighted=group.shape.weighted,
         )
         self.out.append(
             AskPolicy(request, group.name, policy, heat, group.topology, group.placement, budget)
@@ -162,7 +164,7 @@ class Balancer:
             return True
         try:
             refused = cycle.answered(
-                event.slots, placement, event.duration_s, self.pacer.round_cost_s
+                event.slots, placement, event.duration_s, self.pacer.round_cost_s, event.shares
             )
         except PlacementError as error:
             self.refused(f"invalid: {error}", "failed")

@@ -90,6 +90,8 @@ class Cycle:
     ) -> None:
         self.settings, self.topology = settings, topology
         self.layers, self.experts = layers, experts
+        self.weighted = False
+        """Whether the group's engine takes shares."""
         self.stage = Stage.RESTING
         self.next_at = 0.0
         self.plan: Plan | None = None
@@ -125,18 +127,31 @@ class Cycle:
         current: Placement,
         duration_s: float,
         cost_s: float,
+        shares: NDArray[np.generic] | None = None,
     ) -> str:
         """Judge a proposal; return why it is refused, empty if its epochs may begin.
 
-        cost_s: seconds of inter-token latency that one round costs, from the pacer. Raises
-        PlacementError if the proposal is no placement: the policy's fault.
+        cost_s: seconds of inter-token latency that one round costs, from the pacer. shares: with
+        them a plan may be without moves. Raises PlacementError if the proposal is no placement, or
+        has shares that the engine does not take: the policy's fault.
         """
         self.tally.policy_s = duration_s
-        target = validate(slots, experts=self.experts, topology=self.topology, layers=self.layers)
+        target = validate(
+            slots,
+            experts=self.experts,
+            topology=self.topology,
+            layers=self.layers,
+            shares=shares,
+        )
+        if target.shares is not None and not self.weighted:
+            raise PlacementError(
+                "shares: this engine splits every expert evenly over its replicas; return shares "
+                "only where budget.weighted is true"
+            )
         excess = np.maximum(rank_load(current, self.judged).mean(axis=0), 0.0)
         plan = Plan(current, target, self.topology, excess.max(axis=-1) - excess.mean(axis=-1))
         self.tally.moves = plan.moves
-        if plan.moves == 0:
+        if plan.is_empty:
             return self._refuse("unchanged")
         limit = self.settings.max_moves
         if limit and plan.moves > limit:

@@ -78,11 +78,12 @@ class PersistFailed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyAnswered:
-    """A policy proposed `slots`; any array, not validated."""
+    """A policy proposed `slots`, perhaps with `shares`; any arrays, not validated."""
 
     request: int
     slots: NDArray[np.generic]
     duration_s: float
+    shares: NDArray[np.generic] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from eplbd.core.leader import EpochLeader
 from eplbd.core.messages import Standing
 from eplbd.core.placement import validate
 from eplbd.core.session import Session, refuse_hello, same_group
+from eplbd.core.shares import as_shares
 from eplbd.core.topology import Topology
 from eplbd.errors import PlacementError
 
@@ -199,6 +200,7 @@ class Group:
                 topology=self.topology,
                 layers=self.shape.layers,
                 allow_duplicates=True,
+                shares=None if newest.parts is None else as_shares(newest.parts),
             )
         except PlacementError as error:
             self.freeze(f"the ranks' own map cannot be served: {error}")

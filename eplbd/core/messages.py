@@ -12,8 +12,8 @@ matches nothing. The normative text is `eplbd/wire/PROTOCOL.md`.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,20 +73,12 @@ class Standing(enum.StrEnum):
     CONFIRMED = "confirmed"
 
 
-def _array(dtype: str, ndim: int) -> NDArray[np.int32]:
-    """Declare an array field; `dtype` as numpy names it, little-endian on the wire."""
-    declared: NDArray[np.int32] = field(metadata={"dtype": dtype, "ndim": ndim})
-    return declared
+def _array(dtype: str, ndim: int, default: object = MISSING) -> Any:  # noqa: ANN401 - as `field` itself
+    """Declare an array field; `dtype` as numpy names it, little-endian on the wire.
 
-
-def _array64(ndim: int) -> NDArray[np.int64]:
-    declared: NDArray[np.int64] = field(metadata={"dtype": "int64", "ndim": ndim})
-    return declared
-
-
-def _flags() -> NDArray[np.bool_]:
-    declared: NDArray[np.bool_] = field(metadata={"dtype": "bool", "ndim": 1})
-    return declared
+    With `default=None` it may be left out, which the last field of a message alone may be.
+    """
+    return field(default=default, metadata={"dtype": dtype, "ndim": ndim})
 
 
 # --- agent to leader ----------------------------------------------------------------------------
@@ -117,6 +109,8 @@ class Hello:
     """Digest of names, dtypes and shapes of the tensors to move; equal on all ranks."""
     dispatch: Dispatch = Dispatch.ALL_TO_ALL
     counts: Counts = Counts.RECEIVED
+    weighted: bool = False
+    """Whether this engine can split an expert's tokens unevenly over its replicas."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +127,8 @@ class Stands:
     lane: int
     slots: NDArray[np.int32] = _array("int32", 3)
     """Placement in force, `[layers, ranks, slots_per_rank]`."""
+    parts: NDArray[np.int32] | None = _array("int32", 3, default=None)
+    """Its shares, as in `prepare`; left out where every split is even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +244,11 @@ class HeatReport:
     phase: str
     counts: NDArray[np.int32] = _array("int32", 3)
     """Tokens, `[steps, layers, slots_per_rank]` (received) or `[steps, layers, slots]` (sent)."""
-    routed: NDArray[np.int64] = _array64(1)
+    routed: NDArray[np.int64] = _array("int64", 1)
     """Token-expert assignments this rank routed, all layers, `[steps]`."""
     tokens: NDArray[np.int32] = _array("int32", 1)
     """Valid tokens, padding excluded, `[steps]`."""
-    dummy: NDArray[np.bool_] = _flags()
+    dummy: NDArray[np.bool_] = _array("bool", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +319,9 @@ class Prepare:
     """This rank's choice of slot, `[n, experts]`."""
     expert_map: NDArray[np.int32] = _array("int32", 2)
     """Local slot of each expert, -1 if elsewhere, `[n, experts]`."""
+    parts: NDArray[np.int32] | None = _array("int32", 3, default=None)
+    """65,536ths of its expert's tokens that each slot takes, `[n, ranks, slots_per_rank]`; left out
+    where these layers split evenly. Only to agents that said `weighted`."""
 
 
 @dataclass(frozen=True, slots=True)

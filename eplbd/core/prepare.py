@@ -15,6 +15,7 @@ import numpy as np
 from eplbd.core.messages import Prepare
 from eplbd.core.placement import Placement, derive_maps
 from eplbd.core.rounds import Col
+from eplbd.core.shares import check_parts, even_parts
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def write_prepares(plan: EpochPlan, *, term: int, epoch: int, lane: int) -> list
     """Return one message per rank, index = rank; maps are derived once for all."""
     maps = derive_maps(plan.target, plan.layers)
     rows = plan.target.slots[plan.layers]
+    parts = None if plan.target.shares is None else plan.target.parts()[plan.layers]
+    if parts is not None and np.array_equal(parts, even_parts(rows, plan.target.experts)):
+        parts = None
     return [
         Prepare(
             term=term,
@@ -42,6 +46,7 @@ def write_prepares(plan: EpochPlan, *, term: int, epoch: int, lane: int) -> list
             physical=maps.physical,
             log2phy=maps.log2phy[rank],
             expert_map=maps.expert_map[rank],
+            parts=parts,
         )
         for rank in range(plan.target.ranks)
     ]
@@ -50,9 +55,9 @@ def write_prepares(plan: EpochPlan, *, term: int, epoch: int, lane: int) -> list
 def check_prepare(message: Prepare, current: Placement, rank: int) -> Placement:
     """Return the placement that `message` leads to from `current`.
 
-    Raises PlacementError naming the first thing wrong: base, shapes, ids, a changed slot that no
-    transfer fills, a transfer from a slot that does not hold its expert, or a map entry that names
-    a wrong slot.
+    Raises PlacementError naming the first thing wrong: base, shapes, ids, shares that are no whole,
+    a changed slot that no transfer fills, a transfer from a slot that does not hold its expert, or
+    a map entry that names a wrong slot.
     """
     if message.base_digest != current.digest:
         raise PlacementError(
@@ -72,7 +77,9 @@ def check_prepare(message: Prepare, current: Placement, rank: int) -> Placement:
         raise PlacementError(f"prepare: slots have shape {message.slots.shape}, expected {shape}")
     if ((message.slots < 0) | (message.slots >= current.experts)).any():
         raise PlacementError(f"prepare: slots must hold experts 0..{current.experts - 1}")
-    target = current.with_layers(layers, message.slots)
+    if message.parts is not None:
+        check_parts(message.parts, message.slots, current.experts)
+    target = current.with_layers(layers, message.slots, message.parts)
     if target.digest != message.target_digest:
         raise PlacementError(
             f"prepare: slots lead to {target.digest}, announced was {message.target_digest}"

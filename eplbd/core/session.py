@@ -93,6 +93,7 @@ def same_group(hello: Hello, first: Hello) -> str:
         "layout_digest",
         "dispatch",
         "counts",
+        "weighted",
     ):
         mine, theirs = getattr(hello, name), getattr(first, name)
         if mine != theirs:

@@ -98,6 +98,18 @@ def settle(shares: NDArray[np.floating], slots: NDArray[np.int32], experts: int)
     return parts
 
 
+def check_parts(parts: Parts, slots: NDArray[np.int32], experts: int) -> None:
+    """Raise PlacementError where `parts` are not those of a whole for every expert in `slots`."""
+    if parts.shape != slots.shape:
+        raise PlacementError(f"parts: shape {parts.shape}, expected {slots.shape}")
+    if ((parts < 0) | (parts > WHOLE)).any():
+        raise PlacementError(f"parts: {parts.min()} to {parts.max()}, expected 0 to {WHOLE}")
+    off = np.argwhere(_totals(parts.astype(np.float64), slots, experts) != WHOLE)
+    if off.size:
+        row, expert = (int(i) for i in off[0])
+        raise PlacementError(f"parts: row {row}, expert {expert}: its slots' do not sum to {WHOLE}")
+
+
 def even_parts(slots: NDArray[np.int32], experts: int) -> Parts:
     """What an even split settles to: its replicas' parts of an expert differ by one at most."""
     keys = _keys(slots, experts)

@@ -72,5 +72,5 @@ class PolicyDesk:
 async def _put(host: PolicyHost, question: AskPolicy) -> PolicyAnswered | PolicyFailed:
     answer = await host.propose(question.heat, question.topology, question.current, question.budget)
     if isinstance(answer, Proposal):
-        return PolicyAnswered(question.request, answer.slots, answer.duration_s)
+        return PolicyAnswered(question.request, answer.slots, answer.duration_s, answer.shares)
     return PolicyFailed(question.request, answer.outcome, answer.detail, answer.elapsed_s)

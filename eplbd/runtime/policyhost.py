@@ -43,13 +43,14 @@ LINES_PER_QUESTION = 200
 class Proposal:
     """A policy's answer: `slots` has the current placement's shape and an integer dtype.
 
-    Nothing else was checked; `core.placement.validate` is the judge. duration_s: the policy's own
-    time; elapsed_s: with both ways through the pipes.
+    Nothing else was checked; `core.placement.validate` is the judge, also of `shares`. duration_s:
+    the policy's own time; elapsed_s: with both ways through the pipes.
     """
 
     slots: NDArray[np.generic]
     duration_s: float
     elapsed_s: float
+    shares: NDArray[np.generic] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,8 @@ class PolicyHost:
         finally:
             self._asking = False
         self._proposals += 1
-        return Proposal(result.slots, result.duration_s, anyio.current_time() - started)
+        elapsed_s = anyio.current_time() - started
+        return Proposal(result.slots, result.duration_s, elapsed_s, result.shares)
 
     def statistics(self) -> PolicyHostStatistics:
         """Counts since the host was entered."""
@@ -206,9 +208,11 @@ class PolicyHost:
             expert_bytes=budget.expert_bytes,
             heat=heat.steps,
             current=current.slots,
+            weighted=budget.weighted,
+            shares=current.shares,
         )
-        # An honest answer is int32 or int64 of this shape.
-        max_bytes = MAX_HEADER_BYTES + 8 * current.slots.size
+        # An honest answer is int32 or int64 of this shape, and as many floats.
+        max_bytes = MAX_HEADER_BYTES + 16 * current.slots.size
         late = f"no answer within {budget.deadline_s:g} s"
         answer = await self._exchange(child, ask, max_bytes, budget.deadline_s, late)
         self._deaths = 0

@@ -7,7 +7,8 @@ sockets.
 A codec is built from a table, tag -> dataclass. The fields of the dataclass are the schema:
 
 - a field with `dtype` in its metadata is an array and travels as a frame of its own; `ndim` stands
-  beside it; either is None where any will do;
+  beside it; either is None where any will do. One that has a default, None, may be left out, frame
+  and all: it must be the last of its message, and a peer that does not know it refuses the frame;
 - every other field travels in the header's body, by name. Unknown names are skipped and missing
   ones take the field's default, so that a newer peer may add fields;
 - `int` is a count, 0 to 2**63 - 1; `float` is a number of seconds, finite and not negative; `str`
@@ -122,6 +123,9 @@ class _Form(Generic[M]):
         hints = get_type_hints(kind, localns={"np": np, "NDArray": NDArray}, include_extras=True)
         declared = fields(kind)  # type: ignore[arg-type]  # tables hold dataclasses only
         self.arrays = [f for f in declared if "dtype" in f.metadata]
+        self.required = sum(f.default is MISSING for f in self.arrays)
+        if any(f.default is not MISSING for f in self.arrays[:-1]):
+            raise LocalProtocolError(f"`{tag}`: only the last array may be left out")
         plain = [f for f in declared if "dtype" not in f.metadata]
         self.plain = [f.name for f in plain]
         self.texts = {f.name: _chars(f) for f in plain if _chars(f) > MAX_NAME_CHARS}
@@ -131,7 +135,10 @@ class _Form(Generic[M]):
 
     def encode(self, message: M, seq: int) -> list[bytes | memoryview]:
         body = {name: getattr(message, name) for name in self.plain}
-        arrays = [_published(self.tag, f, getattr(message, f.name)) for f in self.arrays]
+        given = [(f, getattr(message, f.name)) for f in self.arrays]
+        if given and len(given) > self.required and given[-1][1] is None:
+            del given[-1]
+        arrays = [_published(self.tag, f, value) for f, value in given]
         declared = [(_NAME_OF[array.dtype], array.shape) for array in arrays]
         try:
             for name, cap in self.texts.items():
@@ -150,18 +157,23 @@ class _Form(Generic[M]):
             body = self.decode_body(header.body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise RemoteProtocolError(f"frame 0: body of `{self.tag}`: {error}") from error
-        if not len(self.arrays) == len(header.arrays) == len(frames) - 1:
+        here = len(header.arrays)
+        if not self.required <= here <= len(self.arrays) or here != len(frames) - 1:
             raise RemoteProtocolError(
-                f"frame 0: expected `{self.tag}` with {len(self.arrays)} array frames, "
-                f"got {len(header.arrays)} declared and {len(frames) - 1} sent"
+                f"frame 0: expected `{self.tag}` with {self._wanted} array frames, "
+                f"got {here} declared and {len(frames) - 1} sent"
             )
         values = {name: getattr(body, name) for name in self.plain}
         for index, (field, (dtype, shape)) in enumerate(
-            zip(self.arrays, header.arrays, strict=True), start=1
+            zip(self.arrays[:here], header.arrays, strict=True), start=1
         ):
             where = f"frame {index} (`{self.tag}.{field.name}`)"
             values[field.name] = _array(where, field, dtype, shape, frames[index])
         return self.kind(**values)
+
+    @property
+    def _wanted(self) -> str:
+        return " or ".join(map(str, range(self.required, len(self.arrays) + 1)))
 
 
 def _header(frames: Sequence[Frame], max_bytes: int) -> Header:

@@ -50,7 +50,11 @@ class List:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """A question. heat: `[steps, layers, experts]`, current: `[layers, ranks, slots_per_rank]`."""
+    """A question.
+
+    heat: `[steps, layers, experts]`. current, shares: `[layers, ranks, slots_per_rank]`; no shares
+    where every split is even.
+    """
 
     request: int
     phase: str
@@ -62,6 +66,10 @@ class Ask:
     expert_bytes: int
     heat: NDArray[np.int32] = field(metadata={"dtype": "int32", "ndim": 3})
     current: NDArray[np.int32] = field(metadata={"dtype": "int32", "ndim": 3})
+    weighted: bool = False
+    shares: NDArray[np.float32] | None = field(
+        default=None, metadata={"dtype": "float32", "ndim": 3}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +92,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A proposal as the policy made it: any numeric array; the core judges it."""
+    """A proposal as the policy made it: any numeric arrays; the core judges them."""
 
     request: int
     duration_s: float
     slots: NDArray[np.generic] = field(metadata={"dtype": None, "ndim": None})
+    shares: NDArray[np.generic] | None = field(default=None, metadata={"dtype": None, "ndim": None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Identity:
     node: str
     dispatch: m.Dispatch = m.Dispatch.ALL_TO_ALL
     counts: m.Counts = m.Counts.RECEIVED
+    weighted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,7 @@ class AgentThread:
             layout_digest=self._executor.layout_digest,
             dispatch=identity.dispatch,
             counts=identity.counts,
+            weighted=identity.weighted,
         )
 
     def _stands(self) -> m.Stands:
@@ -327,6 +329,7 @@ class AgentThread:
             self.hook.forward,
             lane,
             machine.placement.slots,
+            None if machine.placement.shares is None else machine.placement.parts(),
         )
 
     def _pulse(self) -> m.Pulse:

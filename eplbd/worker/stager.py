@@ -48,7 +48,8 @@ class Engine(Protocol):
         """Bring the maps of an epoch to the device; return what puts them in force.
 
         Called on the stager thread. What it returns is called once, on the forward thread, and must
-        write in place and in stream order, without a host sync. Raises TransferError for maps that
+        write in place and in stream order, without a host sync. `prepare.parts` is None unless the
+        engine said `weighted`: replicas then take even parts. Raises TransferError for maps that
         the engine has no room for.
         """
         ...

@@ -30,13 +30,18 @@ RENDEZVOUS_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """This rank's place in the EP group. store: the group's own, reachable from all its ranks."""
+    """This rank's place in the EP group.
+
+    store: the group's own, reachable from all its ranks. weighted: whether the engine splits an
+    expert's tokens over its replicas as `Prepare.parts` says.
+    """
 
     group: str
     rank: int
     ranks: int
     store: Store
     dispatch: Dispatch = Dispatch.ALL_TO_ALL
+    weighted: bool = False
 
 
 def attach(
@@ -61,6 +66,7 @@ def attach(
         node=sockets.gethostname(),
         dispatch=membership.dispatch,
         counts=Counts.RECEIVED,
+        weighted=membership.weighted,
     )
     register = stack.enter_context(TorchRegister(membership.store))
     parts = Parts(executor, engine, HeatRing(counters), register)

@@ -14,6 +14,7 @@ from eplbd.core.placement import Placement
 from eplbd.core.plan import Plan
 from eplbd.core.prepare import check_prepare, write_prepares
 from eplbd.core.rounds import Col
+from eplbd.core.shares import WHOLE
 from eplbd.core.topology import Topology
 from eplbd.errors import PlacementError
 from tests.sim.world import Shape, World
@@ -23,9 +24,10 @@ CURRENT = Placement.linear(3, 6, 3, 3)
 Table: TypeAlias = NDArray[np.int32]
 
 
-def prepares(seed: int = 1) -> list[m.Prepare]:
+def prepares(seed: int = 1, *, weighted: bool = False) -> list[m.Prepare]:
     world = World(shape=Shape(layers=3, experts=6, ranks=3, slots_per_rank=3), seed=seed)
-    target = Placement(np.stack([world.shuffled() for _ in range(3)]), 6)
+    rows = np.stack([world.shuffled() for _ in range(3)])
+    target = Placement(rows, 6, world.uneven(rows) if weighted else None)
     epoch = Plan(CURRENT, target, Topology.single_node(3, 3)).next_epoch(2)
     assert epoch is not None
     return write_prepares(epoch, term=1, epoch=1, lane=0)
@@ -37,11 +39,70 @@ def changed(array: Table, index: tuple[int, ...], value: int) -> Table:
     return copy
 
 
-@given(seed=st.integers(0, 500))
-def test_every_rank_takes_on_what_the_leader_writes(seed: int) -> None:
-    for rank, message in enumerate(prepares(seed)):
+@given(seed=st.integers(0, 500), weighted=st.booleans())
+def test_every_rank_takes_on_what_the_leader_writes(seed: int, weighted: bool) -> None:
+    for rank, message in enumerate(prepares(seed, weighted=weighted)):
         target = check_prepare(message, CURRENT, rank)
         assert target.digest == message.target_digest
+        assert target.shares is None or message.parts is not None
+
+
+def only_shares() -> list[m.Prepare]:
+    parts = CURRENT.parts().copy()
+    parts[1, 0, 0], parts[1, 2, 0] = 60_000, WHOLE - 60_000
+    target = Placement.split(CURRENT.slots, 6, parts)
+    epoch = Plan(CURRENT, target, Topology.single_node(3, 3)).next_epoch()
+    assert epoch is not None
+    return write_prepares(epoch, term=1, epoch=1, lane=0)
+
+
+def test_new_shares_alone_are_taken_on() -> None:
+    for rank, message in enumerate(only_shares()):
+        assert (message.rounds, len(message.transfers)) == (0, 0)
+        target = check_prepare(message, CURRENT, rank)
+        assert target.digest == message.target_digest
+        assert target.digest != CURRENT.digest
+        assert np.array_equal(target.slots, CURRENT.slots)
+
+
+def test_layers_that_split_evenly_carry_no_parts() -> None:
+    parts = CURRENT.parts().copy()
+    parts[1, 0, 0], parts[1, 2, 0] = 60_000, WHOLE - 60_000
+    weighted = Placement.split(CURRENT.slots, 6, parts)
+    epoch = Plan(weighted, CURRENT, Topology.single_node(3, 3)).next_epoch()
+    assert epoch is not None
+    for rank, message in enumerate(write_prepares(epoch, term=1, epoch=1, lane=0)):
+        assert message.parts is None
+        assert check_prepare(message, weighted, rank) == CURRENT
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "complaint"),
+    [
+        ((0, 0, 0), -1, "parts: -1 to"),
+        ((0, 0, 0), WHOLE + 1, f"to {WHOLE + 1}, expected 0 to {WHOLE}"),
+        ((0, 0, 0), 59_999, f"row 0, expert 0: its slots' do not sum to {WHOLE}"),
+        ((0, 1, 0), WHOLE - 1, "row 0, expert 3: "),
+    ],
+)
+def test_parts_that_are_no_whole(at: tuple[int, ...], value: int, complaint: str) -> None:
+    message = only_shares()[1]
+    assert message.parts is not None
+    wrong = replace(message, parts=changed(message.parts, at, value))
+    with pytest.raises(PlacementError, match=complaint):
+        check_prepare(wrong, CURRENT, 1)
+    with pytest.raises(PlacementError, match=r"parts: shape \(1, 2, 3\), expected \(1, 3, 3\)"):
+        check_prepare(replace(message, parts=message.parts[:, :2]), CURRENT, 1)
+
+
+def test_parts_other_than_announced() -> None:
+    message = only_shares()[1]
+    assert message.parts is not None
+    swapped = message.parts[:, ::-1]
+    with pytest.raises(PlacementError, match="announced was"):
+        check_prepare(replace(message, parts=swapped), CURRENT, 1)
+    with pytest.raises(PlacementError, match="announced was"):
+        check_prepare(replace(message, parts=None), CURRENT, 1)
 
 
 @given(seed=st.integers(0, 500), data=st.data())

@@ -19,6 +19,8 @@ from hypothesis.stateful import (
 )
 
 from eplbd.core import messages as m
+from eplbd.core.events import EpochEnded
+from eplbd.core.placement import Placement
 from tests.sim.world import PATIENT, Shape, World
 
 FAULT_BUDGET = 6
@@ -100,6 +102,44 @@ def test_without_faults_nothing_aborts(seed: int) -> None:
     for _ in range(3):
         world.settle()
     assert world.aborted == 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_shares_survive_faults(seed: int) -> None:
+    """Also where epochs bring shares, with transfers and without, and leaders learn them back."""
+    chance = random.Random(seed)
+    world = World(shape=SHAPES[seed % len(SHAPES)], seed=seed, weighted=True)
+    world.run(chance.randrange(50, 500))
+    for _ in range(FAULT_BUDGET):
+        inject(world, chance)
+        world.run(chance.randrange(1, 200))
+    world.settle()
+
+
+def test_shares_alone_settle_without_a_transfer() -> None:
+    """Of the epochs that settle some bring nothing but shares."""
+    world = World(seed=1, weighted=True)
+    ended: list[EpochEnded] = []
+    while not any(epoch.moves == 0 for epoch in ended):
+        world.settle()
+        ended = [e for e in world.log if isinstance(e, EpochEnded) and e.outcome == "settled"]
+    alone = next(epoch for epoch in ended if epoch.moves == 0)
+    assert (alone.rounds, alone.bytes) == (0, 0)
+
+
+def test_a_new_leader_learns_the_shares_in_force() -> None:
+    world = World(seed=2, weighted=True)
+    while world.ranks[0].agent.placement.shares is None:
+        world.settle()
+    world.kill_daemon()
+    world.start_daemon()
+    held: Placement | None = None
+    while held is None:
+        world.run(1)
+        assert world.node is not None
+        held = next((b.group.placement for b in world.node.balancers.values()), None)
+    assert held.shares is not None
+    assert {me.agent.placement for me in world.ranks} == {held}
 
 
 class Faults(RuleBasedStateMachine):

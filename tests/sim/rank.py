@@ -75,8 +75,10 @@ class Job:
 class SimRank:
     """Rank of a simulated group. The world calls its methods as the schedule wants."""
 
-    def __init__(self, rank: int, placement: Placement, incarnation: str) -> None:
-        self.rank, self.incarnation = rank, incarnation
+    def __init__(
+        self, rank: int, placement: Placement, incarnation: str, *, weighted: bool = False
+    ) -> None:
+        self.rank, self.incarnation, self.weighted = rank, incarnation, weighted
         self.agent = Agent(rank, placement)
         self.slots: dict[tuple[int, int], Content] = {
             (layer, slot): (layer, int(placement.slots[layer, rank, slot]))
@@ -139,6 +141,7 @@ class SimRank:
             term=term,
             expert_bytes=1,
             layout_digest="sim",
+            weighted=self.weighted,
         )
 
     def stands(self) -> m.Stands:
@@ -153,6 +156,7 @@ class SimRank:
             self.forward,
             self.lane,
             agent.placement.slots,
+            None if agent.placement.shares is None else agent.placement.parts(),
         )
 
     def _place_arm(self, effect: PlaceArm) -> None:
@@ -239,12 +243,13 @@ class SimRank:
     def _flip(self, arm: Arm) -> None:
         assert self.reserved is not None, f"rank {self.rank} flips without a reservation"
         prepare = self.reserved
+        assert self.weighted or prepare.parts is None
         wrong = f"rank {self.rank} flips epoch {prepare.epoch} in {arm.epoch}"
         assert prepare.epoch == arm.epoch, wrong
         for row in prepare.transfers[prepare.transfers[:, Col.DST] == self.rank]:
             place = int(row[Col.LAYER]), int(row[Col.DST_SLOT])
             self.slots[place] = self.buffers.get(int(row[Col.DST_BUFFER]), WRONG)
-        self.map = self.map.with_layers(prepare.layers, prepare.slots)
+        self.map = self.map.with_layers(prepare.layers, prepare.slots, prepare.parts)
         self.reserved, self.buffers = None, {}
         self.step(Flipped(arm.term, arm.epoch, self.forward))
 

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eplbd.core import messages as m
-from eplbd.core.agent_events import (
-    RegisterAnswered,
-)
+from eplbd.core.agent_events import RegisterAnswered
 from eplbd.core.events import (
     AskPolicy,
     CycleEnded,
@@ -94,6 +92,8 @@ class World:
     shape: Shape = field(default_factory=Shape)
     settings: Settings = QUICK
     seed: int = 0
+    weighted: bool = False
+    """Whether the ranks take shares, and the policy gives some."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -119,7 +119,10 @@ class World:
         self.lives += 1
         shape = self.shape
         initial = Placement.linear(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank)
-        self.ranks = [SimRank(rank, initial, f"{self.lives:04}") for rank in range(shape.ranks)]
+        self.ranks = [
+            SimRank(rank, initial, f"{self.lives:04}", weighted=self.weighted)
+            for rank in range(shape.ranks)
+        ]
         self.up: list[deque[tuple[int, m.FromAgent]]] = [deque() for _ in self.ranks]
         self.down: list[deque[Any]] = [deque() for _ in self.ranks]
         self.sent = [0] * shape.ranks
@@ -203,11 +206,21 @@ class World:
     def answer_policy(self) -> None:
         """Propose any valid placement: what is proposed is not the protocol's concern."""
         ask = self.proposals.popleft()
-        shape = self.shape
         rows = ask.current.slots.copy()
-        for layer in range(shape.layers):
-            rows[layer] = self.shuffled()
-        self.feed(PolicyAnswered(ask.request, rows, 0.01))
+        for layer in range(self.shape.layers):
+            if not self.weighted or self.random.random() < 0.5:
+                rows[layer] = self.shuffled()
+        shares = self.uneven(rows) if self.weighted and self.random.random() < 0.8 else None
+        self.feed(PolicyAnswered(ask.request, rows, 0.01, shares))
+
+    def uneven(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Any valid shares of `rows`."""
+        weights = self.random.choices(range(1, 1000), k=rows.size)
+        shares = np.array(weights, dtype=np.float32).reshape(rows.shape)
+        for layer, expert in np.ndindex(len(rows), self.shape.experts):
+            own = rows[layer] == expert
+            shares[layer][own] /= shares[layer][own].sum()
+        return shares
 
     def shuffled(self) -> NDArray[np.int32]:
         """One layer in which every expert is placed and no rank holds one twice."""

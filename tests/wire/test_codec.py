@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_args
@@ -20,7 +20,14 @@ from eplbd.errors import LocalProtocolError, RemoteProtocolError
 from eplbd.wire.codec import Codec, Frame
 from eplbd.wire.limits import MAX_HEADER_BYTES, MAX_INT, MAX_NAME_CHARS, MAX_TEXT_CHARS
 from eplbd.wire.messages import AGENT, FROM_AGENT, FROM_LEADER, LEADER
-from tests.wire.strategies import ALL, any_message, assert_same, codec_of, example
+from tests.wire.strategies import (
+    ALL,
+    any_message,
+    assert_same,
+    codec_of,
+    example,
+    may_be_left_out,
+)
 
 GOLDEN = Path(__file__).with_name("golden.txt")
 
@@ -63,6 +70,17 @@ def test_the_tables_hold_every_message_once() -> None:
 # --- golden bytes -------------------------------------------------------------------------------
 
 
+WHOLE = [tag for tag, kind in ALL.items() if any(may_be_left_out(f) for f in fields(kind))]
+
+
+def _examples() -> Iterator[tuple[str, str, m.Message]]:
+    """Name in the golden file, tag and message; a `+` is for the array that may be left out."""
+    for tag, kind in ALL.items():
+        yield tag, tag, example(kind)
+        if tag in WHOLE:
+            yield f"{tag}+", tag, example(kind, whole=True)
+
+
 def _golden() -> dict[str, list[bytes]]:
     """`tag frame hex` per line; a frame of no bytes is a dash."""
     golden: dict[str, list[bytes]] = {}
@@ -75,20 +93,41 @@ def _golden() -> dict[str, list[bytes]]:
 def test_golden_bytes_are_committed() -> None:
     """`EPLBD_UPDATE=1` rewrites them: then the wire has changed, and the version must."""
     lines = [
-        f"{tag} {index} {frame.hex() or '-'}"
-        for tag, kind in ALL.items()
-        for index, frame in enumerate(_sent(codec_of(tag).encode(example(kind), 7)))
+        f"{name} {index} {frame.hex() or '-'}"
+        for name, tag, message in _examples()
+        for index, frame in enumerate(_sent(codec_of(tag).encode(message, 7)))
     ]
     if os.environ.get("EPLBD_UPDATE"):
         GOLDEN.write_text("\n".join(lines) + "\n")
     assert GOLDEN.read_text().splitlines() == lines
 
 
-@pytest.mark.parametrize("tag", sorted(ALL))
-def test_golden_bytes_decode(tag: str) -> None:
-    seq, message = codec_of(tag).decode(_golden()[tag])
+@pytest.mark.parametrize(("name", "tag", "message"), [*_examples()])
+def test_golden_bytes_decode(name: str, tag: str, message: m.Message) -> None:
+    seq, found = codec_of(tag).decode(_golden()[name])
     assert seq == 7
-    assert_same(message, example(ALL[tag]))
+    assert_same(found, message)
+
+
+@pytest.mark.parametrize("tag", WHOLE)
+def test_what_is_left_out_costs_no_byte(tag: str) -> None:
+    """The array's frame and its declaration are all that it adds."""
+    golden = _golden()
+    bare, whole = golden[tag], golden[f"{tag}+"]
+    assert whole[1:-1] == bare[1:]
+    assert len(whole) == len(bare) + 1
+
+
+def test_only_the_last_array_may_be_left_out() -> None:
+    @dataclass(frozen=True)
+    class Early:
+        first: NDArray[np.int32] | None = field(
+            default=None, metadata={"dtype": "int32", "ndim": 1}
+        )
+        last: NDArray[np.int32] | None = field(default=None, metadata={"dtype": "int32", "ndim": 1})
+
+    with pytest.raises(LocalProtocolError, match="only the last array may be left out"):
+        Codec({"early": Early})
 
 
 # --- arrays -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from eplbd.wire.policy import (
 
 ARRAY = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
 ASK = Ask(7, "all", 8, (0, 0, 1), None, 1 << 40, 2.5, 3, ARRAY, ARRAY + 1)
+SHARES = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4)
 
 
 def stream(frames: list[bytes | memoryview]) -> bytes:
@@ -64,6 +66,7 @@ def fields(message: object) -> Iterator[object]:
         Open("greedy", {"seed": 3, "name": "x", "deep": {"a": [1.5, True]}}, ("*",), ("a.py",)),
         List(("*",), ()),
         ASK,
+        replace(ASK, weighted=True, shares=SHARES),
     ],
 )
 def test_what_the_parent_says_arrives(message: ToChild) -> None:
@@ -81,6 +84,8 @@ def test_what_the_parent_says_arrives(message: ToChild) -> None:
         Ready("greedy", "eplbd-policies", "1.0", 0.5),
         Refused("policy.name", "unknown policy"),
         Answer(7, 0.25, ARRAY),
+        Answer(7, 0.25, ARRAY, SHARES),
+        Answer(7, 0.25, ARRAY, np.array(["no", "shares"]) == "no"),
         Answer(7, 0.25, np.zeros((0, 3))),
         Answer(7, 0.25, np.array(3.5)),
         Fault(7, "raised", 0.0, "Traceback"),

@@ -47,7 +47,8 @@ def _classes() -> dict[str, tuple[str, dict[str, str]]]:
 
 def _kind(field: Field[Any]) -> str:
     if "dtype" in field.metadata:
-        return f"{field.metadata['ndim']}-dimensional array of {field.metadata['dtype']}"
+        optional = "" if field.default is MISSING else ", may be left out"
+        return f"{field.metadata['ndim']}-dimensional array of {field.metadata['dtype']}{optional}"
     kinds = {"int": "count", "float": "seconds", "str": "name", "bool": "flag"}
     hint = str(field.type)
     kind = "text" if field.name == "reason" else kinds.get(hint, hint.lower())
