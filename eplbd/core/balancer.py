@@ -1,4 +1,4 @@
-"""One group's balancer: membership, heat, rebalance and pace, joined.
+"""One group's balancer: membership, heat, rebalance, shadows, recording and pace, joined.
 
 Owns the order in which these act on a tick. Must not know peers of other groups nor the daemon's
 life.
@@ -14,16 +14,32 @@ from eplbd.core import messages as m
 from eplbd.core.bubble import Pacer
 from eplbd.core.cycle import Cycle, Stage, Tally
 from eplbd.core.epoch import Phase as EpochPhase
-from eplbd.core.events import AskPolicy, CycleEnded, Effect, EpochEnded, Persist, PolicyAnswered
+from eplbd.core.events import (
+    AskPolicy,
+    CycleEnded,
+    Effect,
+    EpochEnded,
+    Persist,
+    PolicyAnswered,
+    ShadowScored,
+    Status,
+)
+from eplbd.core.fixed import STATIC, FixedMap
 from eplbd.core.group import Group, Phase
 from eplbd.core.heat import Budget
 from eplbd.core.leader import EpochLeader
 from eplbd.core.ledger import Ledger
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
+from eplbd.core.recording import Recording
+from eplbd.core.shadow import Look, Shadows
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eplbd.core.heat import Heat
+    from eplbd.core.placement import Placement
     from eplbd.core.plan import EpochPlan
     from eplbd.core.settings import Settings
 
@@ -36,6 +52,9 @@ class Balancer:
         self.group = Group(hello, settings, stored_term=stored_term, now=now)
         self.ledger: Ledger | None = None
         self.cycle: Cycle | None = None
+        self.shadows: Shadows | None = None
+        self.fixed = FixedMap(settings.map)
+        self.recording = Recording(self.group, wanted=settings.recording)
         self.pacer = Pacer(
             ceiling=settings.transfer.inflation_ceiling,
             expert_bytes=max(1, hello.expert_bytes),
@@ -43,6 +62,10 @@ class Balancer:
         )
         self.led_term = 0
         self.epoch_plan: EpochPlan | None = None
+        self.moves = 0
+        """Settled since the group was taken up."""
+        self.outdated = False
+        """Whether the plan under way was made under another mode."""
         self.draining = False
         """Whether no further epoch may begin."""
         self.now = now
@@ -50,8 +73,8 @@ class Balancer:
 
     def drain(self) -> list[Effect]:
         """Return and forget what is to be done."""
-        out = self.group.out + self.out
-        self.group.out, self.out = [], []
+        out = self.group.out + self.out + self.recording.out
+        self.group.out, self.out, self.recording.out = [], [], []
         return out
 
     # --- what members say -----------------------------------------------------------------------
@@ -84,6 +107,8 @@ class Balancer:
         """Let time pass."""
         self.now = now
         self.group.tick(now)
+        if self.ledger is not None:
+            self.recording.tick(self.ledger)
         self._after()
 
     def _after(self) -> None:
@@ -98,6 +123,13 @@ class Balancer:
         cycle = self.cycle
         if cycle is None or group.placement is None or group.phase is not Phase.READY:
             return
+        if self.outdated:
+            self.outdated = cycle.stage is Stage.PLANNING
+            if cycle.stage is Stage.MOVING:
+                cycle.drop("the mode was changed", self.now)
+        if self.fixed.due and cycle.stage is Stage.RESTING and self.now >= cycle.next_at:
+            self.fixed.begin(cycle, group.placement)
+            self._say_fixed()
         if cycle.may_move(self.now) and not self.draining:
             self._begin_epoch(cycle)
         elif cycle.stage is Stage.MEASURING:
@@ -119,16 +151,23 @@ class Balancer:
             dispatch=shape.dispatch,
         )
         self.ledger.placed(group.epoch, group.placement)
-        self.cycle = Cycle(balance, group.topology, shape.layers, shape.experts)
-        self.cycle.weighted = shape.weighted
-        self.cycle.next_at = self.now
+        sizes = group.topology, shape.layers, shape.experts
+        self.cycle = Cycle(balance, *sizes, weighted=shape.weighted)
+        self.shadows = Shadows(balance, *sizes, weighted=shape.weighted)
+        self.cycle.next_at = self.shadows.next_at = self.now
         self.epoch_plan = None
+        self.outdated, self.fixed = False, FixedMap(self.settings.map)
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new settings; the size of the heat window changes with the next term."""
+        old, new = self.settings, settings
         self.settings = self.group.settings = settings
-        if self.cycle is not None:
-            self.cycle.settings = settings.balance
+        if (old.balance.mode, old.map) != (new.balance.mode, new.map):
+            self.outdated, self.fixed = True, FixedMap(settings.map)
+        self.recording.wanted = settings.recording
+        if self.cycle is not None and self.shadows is not None:
+            self.cycle.settings, self.cycle.refused = settings.balance, None
+            self.shadows.reconfigure(settings.balance)
         self.pacer.ceiling = settings.transfer.inflation_ceiling
 
     # --- a rebalance ----------------------------------------------------------------------------
@@ -140,11 +179,21 @@ class Balancer:
             return False
         if group.phase is not Phase.READY or group.leader or not cycle.wants_plan(self.now):
             return False
-        heat = cycle.consider(
-            ledger.heat(self.settings.balance.phase), group.placement, policy, self.now
-        )
+        window = ledger.heat(self.settings.balance.phase)
+        heat = cycle.consider(window, group.placement, policy, self.now)
+        assert self.shadows is not None
+        if heat is not None or self.now >= self.shadows.next_at:
+            self._show(window)
         if heat is None:
             return False
+        self._ask(request, policy, heat, group.placement)
+        return True
+
+    def _ask(
+        self, request: int, policy: str, heat: Heat, current: Placement, *, shadow: bool = False
+    ) -> None:
+        group = self.group
+        assert group.topology is not None
         budget = Budget(
             moves=self.settings.balance.max_moves or None,
             bytes=None,
@@ -152,10 +201,10 @@ class Balancer:
             expert_bytes=group.shape.expert_bytes,
             weighted=group.shape.weighted,
         )
+        topology = group.topology
         self.out.append(
-            AskPolicy(request, group.name, policy, heat, group.topology, group.placement, budget)
+            AskPolicy(request, group.name, policy, heat, topology, current, budget, shadow)
         )
-        return True
 
     def proposed(self, event: PolicyAnswered) -> bool:
         """Take a policy's answer; whether it was a valid placement."""
@@ -170,9 +219,10 @@ class Balancer:
             self.refused(f"invalid: {error}", "failed")
             return False
         if refused:
-            self._cycle_ended(
-                cycle.tally, "unchanged" if refused == "unchanged" else "refused", 0.0
-            )
+            known = ("unchanged", "recorded")
+            self._cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
+        if cycle.target is not None:
+            self.recording.placement(self.group.epoch, cycle.target, Status.PROPOSED)
         self._after()
         return True
 
@@ -189,6 +239,9 @@ class Balancer:
         self.epoch_plan = cycle.plan.next_epoch(pace.experts_per_epoch)
         if self.epoch_plan is None:
             cycle.measure(self.now)
+            if cycle.tally.policy == STATIC:
+                self.fixed.stands = True
+                self._say_fixed()
             return
         prepares = write_prepares(
             self.epoch_plan, term=group.term, epoch=group.issued + 1, lane=group.lane
@@ -196,6 +249,7 @@ class Balancer:
         assert self.ledger is not None
         # Heat of the first forwards under the new map may arrive before the last acknowledgement.
         self.ledger.placed(group.issued + 1, self.epoch_plan.target)
+        self.recording.placement(group.issued + 1, self.epoch_plan.target, Status.PLANNED)
         group.begin(prepares, pace.stride)
 
     def _epoch_ended(self) -> None:
@@ -209,15 +263,29 @@ class Balancer:
         if settled:
             assert group.placement is not None
             self.out.append(Persist(group.name, group.term, group.epoch, group.placement))
+            self.recording.placement(group.epoch, group.placement, Status.IN_FORCE)
+            self.moves += plan.moves
         cycle.epoch_ended(
             settled=settled, moves=plan.moves, nbytes=nbytes, reason=leader.reason, now=self.now
         )
         self._after()
 
+    def _say_fixed(self) -> None:
+        group = self.group
+        assert group.placement is not None
+        if self.fixed.refused:
+            group.note("error", "static placement refused", reason=self.fixed.refused)
+        elif self.fixed.stands:
+            digest = group.placement.digest
+            group.note("info", "static placement stands", epoch=group.epoch, digest=digest)
+
     def _measure(self, cycle: Cycle) -> None:
-        """Close the rebalance once the new map has been measured, or could not be in time."""
+        """Close the rebalance once the new map has been measured, or could not be in time.
+
+        The books know which steps ran under which epoch: none from before the flip is among these.
+        """
         assert self.ledger is not None
-        loads = self.ledger.loads(self.group.epoch)
+        loads = self.ledger.loads(self.group.epoch, self.settings.balance.phase)
         if loads.shape[0] < self.settings.balance.min_steps and self.now < cycle.deadline:
             return
         outcome = cycle.outcome
@@ -249,6 +317,37 @@ class Balancer:
                 layers=layers,
             )
         )
+
+    # --- shadows --------------------------------------------------------------------------------
+
+    def watch(self, names: Sequence[str]) -> None:
+        """Let these policies, and no others, live as if they were in charge."""
+        if self.shadows is not None and self.group.placement is not None:
+            self.shadows.retain(names, self.group.placement)
+
+    def _show(self, window: Heat) -> None:
+        assert self.ledger is not None
+        assert self.shadows is not None
+        if self.shadows.members:
+            steps = self.ledger.since(-1, self.settings.balance.phase)
+            self.shadows.look(Look(window, steps, self.moves), self.now)
+
+    def wants_shadow(self, request: int) -> str:
+        """Let the next shadow act; the name of the policy if it used the request."""
+        shadows, ledger, group = self.shadows, self.ledger, self.group
+        if shadows is None or ledger is None or group.placement is None or group.frozen:
+            return ""
+        if shadows.members and self.now >= shadows.next_at:
+            self._show(ledger.heat(self.settings.balance.phase))
+        for found in shadows.turn(group.name, self.now):
+            if isinstance(found, ShadowScored):
+                self.out.append(found)
+                continue
+            shadow, heat = found
+            shadow.request = request
+            self._ask(request, shadow.name, heat, shadow.placement, shadow=True)
+            return shadow.name
+        return ""
 
 
 def _epoch_line(

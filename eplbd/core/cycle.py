@@ -3,8 +3,8 @@
     RESTING -> PLANNING -> MOVING -> MEASURING -> RESTING
 
 Owns the decision whether a move is paid for. The policy proposes, nothing here repairs what it
-proposes: an answer is taken whole or refused whole. Must not know messages, sessions or who sends
-what.
+proposes: an answer is taken whole or refused whole. What was refused is not asked for again while
+the load is what it was. Must not know messages, sessions or who sends what.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eplbd.core.drift import Profile
 from eplbd.core.heat import Heat
-from eplbd.core.placement import par, rank_load, validate
+from eplbd.core.placement import Placement, par, rank_load, validate
 from eplbd.core.plan import Plan
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from eplbd.core.placement import Placement
     from eplbd.core.settings import BalanceSettings
     from eplbd.core.topology import Topology
 
@@ -33,6 +33,9 @@ HELD_OUT = 0.25
 JUDGED_STEPS = 32
 """Steps on which placements are compared, evenly spaced: PAR over more differs in the third digit,
 and the leader's loop must not stand still (512 steps of 58 x 256 take 0.2 s)."""
+
+ASKING_MODES = ("dynamic", "record")
+"""Modes in which the active policy is asked; in the others it is not needed."""
 
 EPOCH_RETRIES = 5
 """Consecutive aborted epochs after which the rest of a plan is dropped: by then its heat is old."""
@@ -62,6 +65,19 @@ class Tally:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An answer that was worth nothing: whose, to which placement, under which load.
+
+    until: when it is worth asking again whatever the load; seconds.
+    """
+
+    policy: str
+    digest: str
+    load: Profile
+    until: float
+
+
 def thinned(steps: NDArray[np.int32]) -> NDArray[np.int32]:
     """At most `JUDGED_STEPS` of `steps` (`[steps, layers, experts]`), the newest among them."""
     stride = -(-steps.shape[0] // JUDGED_STEPS)
@@ -86,28 +102,39 @@ class Cycle:
     """
 
     def __init__(
-        self, settings: BalanceSettings, topology: Topology, layers: int, experts: int
+        self,
+        settings: BalanceSettings,
+        topology: Topology,
+        layers: int,
+        experts: int,
+        *,
+        weighted: bool = False,
     ) -> None:
         self.settings, self.topology = settings, topology
         self.layers, self.experts = layers, experts
-        self.weighted = False
+        self.weighted = weighted
         """Whether the group's engine takes shares."""
         self.stage = Stage.RESTING
-        self.next_at = 0.0
+        self.next_at = self.considered_at = 0.0
         self.plan: Plan | None = None
         self.judged = np.empty((0, layers, experts), dtype=np.int32)
+        self.load: Profile | None = None
+        """Of the heat that the policy is asked about."""
+        self.refused: Refused | None = None
+        self.target: Placement | None = None
+        """What the policy proposed last, valid or not worth it."""
         self.tally = Tally()
         self.failures = 0
         self.deadline = 0.0
 
     def wants_plan(self, now: float) -> bool:
         """Whether it is time to look at the heat."""
-        return (
-            self.settings.mode == "dynamic" and self.stage is Stage.RESTING and now >= self.next_at
-        )
+        asking = self.settings.mode in ASKING_MODES
+        return asking and self.stage is Stage.RESTING and now >= self.next_at
 
     def consider(self, heat: Heat, current: Placement, policy: str, now: float) -> Heat | None:
         """Return what the policy may see, or None if there is nothing to do; rest either way."""
+        self.considered_at = now
         self.next_at = now + self.settings.interval_s
         steps = heat.steps.shape[0]
         if steps < max(self.settings.min_steps, 2):
@@ -115,11 +142,21 @@ class Cycle:
         before = mean_par(current, thinned(heat.steps))
         if before <= self.settings.par_trigger:
             return None
+        self.load = Profile.of(heat.steps)
+        if self._is_refused(policy, current, self.load, now):
+            return None
         held_out = max(1, int(steps * HELD_OUT))
         self.judged = thinned(heat.steps[-held_out:])
         self.tally = Tally(policy=policy, par_before=before)
         self.stage = Stage.PLANNING
         return Heat(heat.steps[:-held_out], heat.phase)
+
+    def _is_refused(self, policy: str, current: Placement, load: Profile, now: float) -> bool:
+        """Whether asking would only repeat what was refused."""
+        old = self.refused
+        if old is None or now >= old.until or (old.policy, old.digest) != (policy, current.digest):
+            return False
+        return not load.differs(old.load)
 
     def answered(
         self,
@@ -151,25 +188,50 @@ class Cycle:
         excess = np.maximum(rank_load(current, self.judged).mean(axis=0), 0.0)
         plan = Plan(current, target, self.topology, excess.max(axis=-1) - excess.mean(axis=-1))
         self.tally.moves = plan.moves
+        self.target = target
         if plan.is_empty:
-            return self._refuse("unchanged")
+            return self._not_worth("unchanged", current)
         limit = self.settings.max_moves
         if limit and plan.moves > limit:
             raise PlacementError(
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
         self.tally.par_predicted = mean_par(target, self.judged)
+        if self.settings.mode == "record":
+            return self._not_worth("recorded", current)
         slowest = slowest_load(current, self.judged)
         gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
         if gain < self.settings.min_gain:
-            return self._refuse(f"gain {gain:.4f} is under min_gain {self.settings.min_gain}")
+            short = f"gain {gain:.4f} is under min_gain {self.settings.min_gain}"
+            return self._not_worth(short, current)
         cost = plan.least_rounds * cost_s
         if gain * self.settings.horizon_s < cost:
-            horizon = f"over {self.settings.horizon_s} s"
-            return self._refuse(f"gain {gain:.4f} {horizon} does not pay {cost:.3f} s of moves")
+            gained = f"gain {gain:.4f} over {self.settings.horizon_s} s"
+            return self._not_worth(f"{gained} does not pay {cost:.3f} s of moves", current)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
         self.tally.moves = 0
         return ""
+
+    def go_to(self, target: Placement, current: Placement, policy: str) -> bool:
+        """Move to a placement that nobody need be asked about; whether there is anything to move.
+
+        Raises PlacementError where it cannot be served by this group.
+        """
+        if target.shares is not None and not self.weighted:
+            target = Placement(target.slots, target.experts)
+        plan = Plan(current, target, self.topology)
+        if plan.is_empty:
+            return False
+        self.tally = Tally(policy=policy)
+        self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
+        return True
+
+    def _not_worth(self, reason: str, current: Placement) -> str:
+        """Refuse, and remember under which load, so that the same is not asked again."""
+        assert self.load is not None
+        until = self.considered_at + self.settings.horizon_s
+        self.refused = Refused(self.tally.policy, current.digest, self.load, until)
+        return self._refuse(reason)
 
     def _refuse(self, reason: str) -> str:
         self.tally.reason = reason

@@ -7,6 +7,7 @@ older than the message. An effect that completes later returns an event.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from eplbd.core.assembly import Step
     from eplbd.core.heat import Budget, Heat
     from eplbd.core.messages import FromAgent, FromLeader
     from eplbd.core.placement import Placement
@@ -98,9 +100,15 @@ class PolicyFailed:
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
-    """The operator changed settings (SIGHUP)."""
+    """The operator changed settings (SIGHUP).
+
+    Another `policy.name` promotes that policy: it plans from the placement in force, and nothing
+    that is known of the group is lost. policies: whether what runs the policies was changed; those
+    that were suspended are asked again then.
+    """
 
     settings: Settings
+    policies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskPolicy:
-    """Ask the policy child; answer with `PolicyAnswered` or `PolicyFailed` of the same request."""
+    """Ask the policy child; answer with `PolicyAnswered` or `PolicyFailed` of the same request.
+
+    shadow: whether it is asked beside the active policy, which must not be delayed by it.
+    """
 
     request: int
     group: str
@@ -143,6 +154,7 @@ class AskPolicy:
     topology: Topology
     current: Placement
     budget: Budget
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,11 +198,13 @@ class CycleEnded:
     group: str
     policy: str
     outcome: str
-    """applied, partly, unchanged, refused or failed."""
+    """applied, partly, unchanged, refused, recorded or failed."""
     reason: str
     par_before: float
     par_predicted: float
+    """Of the proposal, on the newest steps of its window, which the policy was not shown."""
     par_realised: float
+    """Measured loads of the next window: only steps that ran under the new map."""
     moves: int
     bytes: int
     epochs_settled: int
@@ -198,6 +212,78 @@ class CycleEnded:
     policy_s: float
     layers: tuple[float, ...] = ()
     """Realised PAR per layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowScored:
+    """One line per cycle of a shadow: what it would have done, and how the next window went.
+
+    The figures of the group itself (`active_...`) are of the same steps.
+    """
+
+    group: str
+    policy: str
+    outcome: str
+    """applied, unchanged, refused, rested (there was nothing to ask) or failed."""
+    reason: str
+    steps: int
+    """Steps of the next window that were compared."""
+    par_before: float
+    par_predicted: float
+    par_mean: float
+    """Mean over steps and layers on its own placement, an expert's heat split as that says."""
+    par_p95: float
+    par_p99: float
+    """Percentiles over steps of the mean over layers."""
+    active_par_mean: float
+    """Measured loads."""
+    active_par_p95: float
+    active_par_p99: float
+    moves: int
+    active_moves: int
+    """Settled since the shadow was asked."""
+    plan_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenRecord:
+    """Record this group from now on: the figures that all its steps share."""
+
+    group: str
+    incarnation: str
+    topology: Topology
+    layers: int
+    experts: int
+    expert_bytes: int
+    counts: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordSteps:
+    """Record complete steps of a group that was opened; answer nothing."""
+
+    group: str
+    steps: tuple[Step, ...]
+
+
+class Status(enum.StrEnum):
+    """What a placement that is recorded is to its group."""
+
+    PLANNED = "planned"
+    """Of an epoch that has begun: steps may run under it before it is known to be settled."""
+    IN_FORCE = "in-force"
+    PROPOSED = "proposed"
+    """By the policy, and valid, while `epoch` was in force."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordPlacement:
+    """Record a placement of a group that was opened."""
+
+    group: str
+    epoch: int
+    placement: Placement
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,4 +300,16 @@ class Stop:
     """Everything that could be closed is closed; the shell may leave."""
 
 
-Effect: TypeAlias = Send | AskPolicy | Persist | EpochEnded | CycleEnded | Note | Stop
+Effect: TypeAlias = (
+    Send
+    | AskPolicy
+    | Persist
+    | EpochEnded
+    | CycleEnded
+    | ShadowScored
+    | OpenRecord
+    | RecordSteps
+    | RecordPlacement
+    | Note
+    | Stop
+)

@@ -57,6 +57,7 @@ class Statistics:
     gaps: int
     repeats: int
     suspended: bool
+    shadows_suspended: tuple[str, ...]
 
 
 class Node:
@@ -71,6 +72,9 @@ class Node:
         self.requests: dict[int, str] = {}
         self.request = 0
         self.breaker = Breaker(settings.policy.failures_until_suspended)
+        self.shadow_requests: dict[int, tuple[str, str]] = {}
+        """Group and policy of every question to a shadow."""
+        self.shadow_breakers = self._new_breakers(settings)
         self.counts: Counter[str] = Counter()
         self.complained: set[Peer] = set()
         self.stopping = False
@@ -97,8 +101,8 @@ class Node:
                 self._note("error", "placement not stored", group=group, reason=reason)
             case Restored(group):
                 self.stored[group] = event
-            case Reconfigured(settings):
-                self._reconfigured(settings)
+            case Reconfigured(settings, policies):
+                self._reconfigured(settings, policies=policies)
             case Stopping():
                 self._stopping()
         return self.out
@@ -185,6 +189,9 @@ class Node:
         return self.balancers.get(name) if name is not None else None
 
     def _answered(self, event: PolicyAnswered) -> None:
+        if event.request in self.shadow_requests:
+            self._shadow_answered(event)
+            return
         balancer = self._asked_by(event.request)
         if balancer is None:
             return
@@ -195,6 +202,9 @@ class Node:
         self._drain(balancer)
 
     def _failed(self, event: PolicyFailed) -> None:
+        if event.request in self.shadow_requests:
+            self._shadow_failed(event)
+            return
         balancer = self._asked_by(event.request)
         self._policy_at_fault(event.outcome, event.detail)
         if balancer is not None:
@@ -212,15 +222,57 @@ class Node:
                 failures=self.settings.policy.failures_until_suspended,
             )
 
+    # --- shadows --------------------------------------------------------------------------------
+
+    @staticmethod
+    def _new_breakers(settings: Settings) -> dict[str, Breaker]:
+        limit = settings.policy.failures_until_suspended
+        return {name: Breaker(limit) for name in settings.policy.shadow}
+
+    def _ask_shadow(self, balancer: Balancer) -> None:
+        if self.stopping:
+            return
+        name = balancer.wants_shadow(self.request + 1)
+        if name:
+            self.request += 1
+            self.shadow_requests[self.request] = (balancer.group.name, name)
+
+    def _shadow_answered(self, event: PolicyAnswered) -> None:
+        group, name = self.shadow_requests.pop(event.request)
+        balancer = self.balancers[group]
+        fault = ""
+        if balancer.shadows is not None:
+            fault = balancer.shadows.answered(name, event, balancer.pacer.round_cost_s)
+        if fault:
+            self._shadow_at_fault(name, "invalid", fault)
+        elif name in self.shadow_breakers:
+            self.shadow_breakers[name].succeeded()
+
+    def _shadow_failed(self, event: PolicyFailed) -> None:
+        group, name = self.shadow_requests.pop(event.request)
+        balancer = self.balancers[group]
+        if balancer.shadows is not None:
+            balancer.shadows.failed(name, event.request, f"policy {event.outcome}")
+        self._shadow_at_fault(name, event.outcome, event.detail)
+
+    def _shadow_at_fault(self, name: str, outcome: str, detail: str) -> None:
+        self._note("warning", "shadow failed", policy=name, outcome=outcome, detail=detail)
+        breaker = self.shadow_breakers.get(name)
+        if breaker is not None and breaker.failed():
+            self._note("error", "shadow suspended", policy=name, failures=breaker.limit)
+
     # --- life -----------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
         if now < self.now:
             raise LocalProtocolError(f"time went back from {self.now} to {now}")
         self.now = now
+        watched = [name for name, held in self.shadow_breakers.items() if not held.suspended]
         for balancer in self.balancers.values():
             balancer.tick(now)
+            balancer.watch(watched)
             self._ask(balancer)
+            self._ask_shadow(balancer)
             self._drain(balancer)
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):
             self.out.append(Stop())
@@ -232,11 +284,12 @@ class Node:
             balancer.group.give_up("the daemon stops")
             self._drain(balancer)
 
-    def _reconfigured(self, settings: Settings) -> None:
-        changed = settings.policy != self.settings.policy
+    def _reconfigured(self, settings: Settings, *, policies: bool) -> None:
+        changed = policies or settings.policy != self.settings.policy
         self.settings = settings
         if changed:
             self.breaker = Breaker(settings.policy.failures_until_suspended)
+            self.shadow_breakers = self._new_breakers(settings)
         for balancer in self.balancers.values():
             balancer.reconfigure(settings)
 
@@ -264,6 +317,9 @@ class Node:
             gaps=sum(s.gaps for s in sessions),
             repeats=sum(s.repeats for s in sessions),
             suspended=self.breaker.suspended,
+            shadows_suspended=tuple(
+                name for name, breaker in self.shadow_breakers.items() if breaker.suspended
+            ),
         )
 
     def check(self) -> None:

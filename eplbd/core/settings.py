@@ -7,6 +7,10 @@ reasons stand there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eplbd.core.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,13 @@ class BalanceSettings:
     phase: str = "all"
     max_moves: int = 0
     pause_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSettings:
+    """Whether heat and placements are kept on disk."""
+
+    enabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class PolicySettings:
     """Who plans."""
 
     name: str = "greedy"
+    shadow: tuple[str, ...] = ()
     deadline_s: float = 10.0
     failures_until_suspended: int = 3
 
@@ -77,3 +89,11 @@ class Settings:
     transfer: TransferSettings = field(default_factory=TransferSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    record: RecordSettings = field(default_factory=RecordSettings)
+    map: Placement | None = None
+    """What mode `static` goes to."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether steps are to be recorded, by their own switch or by the mode."""
+        return self.record.enabled or self.balance.mode == "record"

@@ -112,3 +112,56 @@ def test_aborted_epochs_are_tried_again_later_and_later_and_then_dropped() -> No
     assert made.stage is Stage.MEASURING
     assert made.outcome == "failed"
     assert "r" in made.tally.reason
+
+
+# --- load that has not changed ------------------------------------------------------------------
+
+
+def refused(settings: BalanceSettings = SETTINGS) -> Cycle:
+    """A cycle that was answered `unchanged` at 0 s, under load on expert 2."""
+    made = planning(settings)
+    assert made.answered(CURRENT.slots, CURRENT, 0.1, 0.0) == "unchanged"
+    return made
+
+
+def test_what_was_refused_is_not_asked_again_under_the_same_load() -> None:
+    made = refused()
+    assert made.consider(hot(2), CURRENT, "p", 10.0) is None
+    assert made.stage is Stage.RESTING
+    assert not made.wants_plan(19.9)
+    assert made.wants_plan(20.0)
+
+
+def test_another_load_policy_or_placement_is_asked_about() -> None:
+    asked = Cycle.consider
+    assert asked(refused(), hot(3), CURRENT, "p", 10.0) is not None
+    assert asked(refused(), hot(2), CURRENT, "q", 10.0) is not None
+    moved = Placement(np.array([[[0, 1, 3], [2, 0, 1]]], dtype=np.int32), 4)
+    assert asked(refused(), hot(2), moved, "p", 10.0) is not None
+
+
+def test_after_the_horizon_it_is_asked_again_whatever_the_load() -> None:
+    made = refused(BalanceSettings(min_steps=4, horizon_s=60.0))
+    assert made.consider(hot(2), CURRENT, "p", 59.9) is None
+    assert made.consider(hot(2), CURRENT, "p", 60.0) is not None
+
+
+def test_a_plan_that_was_carried_out_leaves_room_for_the_next() -> None:
+    """A budget of moves may need several rebalances for one load."""
+    made = planning()
+    assert made.answered(BETTER, CURRENT, 0.1, 0.0) == ""
+    made.measure(1.0)
+    made.rest()
+    assert made.consider(hot(2), CURRENT, "p", 20.0) is not None
+
+
+def test_record_mode_takes_the_proposal_down_and_moves_nothing() -> None:
+    made = planning(BalanceSettings(mode="record", min_steps=4))
+    assert made.wants_plan(1e9) is False
+    assert made.answered(BETTER, CURRENT, 0.1, 0.0) == "recorded"
+    assert made.stage is Stage.RESTING
+    assert made.plan is None
+    assert made.target == Placement(BETTER, 4)
+    assert made.tally.par_predicted < made.tally.par_before
+    assert made.tally.moves == 1
+    assert made.wants_plan(1e9)
