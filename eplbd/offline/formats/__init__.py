@@ -1,0 +1,1 @@
+"""Foreign formats of traces and placements, one module per engine. `registry` lists them."""
