@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.shares import WHOLE, even_parts
 from eplbd.demo.shape import Shape
 from eplbd.errors import LocalProtocolError, TransferError
 
 _KNUTH = 2654435761
 """2^32 times the golden ratio's fraction: consecutive indices fall evenly over any number of bins
 (Knuth, The Art of Computer Programming, volume 3, section 6.4)."""
-_WORD_BITS = 32
-_WORD = (1 << _WORD_BITS) - 1
+_WORD = (1 << 32) - 1
+_HASHES = (1 << 32) // WHOLE
+"""Of every part of a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,23 +53,27 @@ class ReplicaMaps:
     One int32 buffer `[layers, width]` holds everything of a layer in one row, so that a commit is
     one in-place copy however many layers change. Views of it, at fixed addresses:
 
-    physical: `[layers, experts, ranks]` global slot ids, -1 where there is no such replica.
-    replica_count: `[layers, experts]`. slot_expert: `[layers, ranks, slots_per_rank]`.
+    physical: `[layers, experts, ranks]` global slot ids, -1 where there is no such replica. bounds:
+    `[layers, experts, ranks]`, the 65,536ths of the expert's tokens that this replica and those
+    before it take. replica_count: `[layers, experts]`. slot_expert: `[layers, ranks,
+    slots_per_rank]`.
     """
 
     def __init__(self, shape: Shape, placement: Placement) -> None:
         self.shape = shape
         layers, experts, ranks, slots = shape.layers, shape.experts, shape.ranks, shape.slots
-        self._buffer = torch.empty(layers, experts * ranks + experts + slots, dtype=torch.int32)
-        head, tail = experts * ranks, -slots
-        self.physical = self._buffer[:, :head].view(layers, experts, ranks)
-        self.replica_count = self._buffer[:, head:tail]
-        self.slot_expert = self._buffer[:, tail:].view(layers, ranks, shape.slots_per_rank)
+        each = experts * ranks
+        self._buffer = torch.empty(layers, 2 * each + experts + slots, dtype=torch.int32)
+        self.physical = self._buffer[:, :each].view(layers, experts, ranks)
+        self.bounds = self._buffer[:, each : 2 * each].view(layers, experts, ranks)
+        self.replica_count = self._buffer[:, 2 * each : -slots]
+        self.slot_expert = self._buffer[:, -slots:].view(layers, ranks, shape.slots_per_rank)
         self._by_layer: list[tuple[Tensor, Tensor]] = list(
-            zip(self.replica_count.unbind(0), self.physical.unbind(0), strict=True)
+            zip(self.bounds.unbind(0), self.physical.unbind(0), strict=True)
         )
         every, maps = np.arange(layers), derive_maps(placement)
-        self.write(self.stage(every, placement.slots, maps.replica_count, maps.physical))
+        tables = maps.replica_count, maps.physical
+        self.write(self.stage(every, placement.slots, *tables, placement.parts()))
 
     def stage(
         self,
@@ -75,11 +81,13 @@ class ReplicaMaps:
         slots: NDArray[np.int32],
         replica_count: NDArray[np.int32],
         physical: NDArray[np.int32],
+        parts: NDArray[np.int32] | None = None,
     ) -> MapUpdate:
         """Lay out new tables of `layers` (`[n]`) for `write`; any thread, off the forward.
 
-        slots: `[n, ranks, slots_per_rank]`. replica_count, physical: as in `Maps`, derived from
-        `slots`. Raises TransferError where an expert has more replicas than there are ranks.
+        slots, parts: `[n, ranks, slots_per_rank]`; without parts every expert is split evenly.
+        replica_count, physical: as in `Maps`, derived from `slots`. Raises TransferError where an
+        expert has more replicas than there are ranks.
         """
         shape = self.shape
         n, _, width = physical.shape
@@ -90,8 +98,11 @@ class ReplicaMaps:
             )
         wide = np.full((n, shape.experts, shape.ranks), -1, dtype=np.int32)
         wide[:, :, :width] = physical
-        parts = (wide.reshape(n, -1), replica_count, slots.reshape(n, -1))
-        rows = torch.from_numpy(np.concatenate(parts, axis=1))
+        flat = (even_parts(slots, shape.experts) if parts is None else parts).reshape(n, -1)
+        taken = np.where(wide >= 0, flat[np.arange(n)[:, None, None], wide], 0)
+        bounds = taken.cumsum(axis=2, dtype=np.int32)
+        columns = (wide.reshape(n, -1), bounds.reshape(n, -1), replica_count, slots.reshape(n, -1))
+        rows = torch.from_numpy(np.concatenate(columns, axis=1))
         return MapUpdate(torch.from_numpy(layers.astype(np.int64)), rows)
 
     def write(self, update: MapUpdate) -> None:
@@ -101,11 +112,20 @@ class ReplicaMaps:
     def choose(self, layer: int, experts: Tensor, spread: Tensor) -> Tensor:
         """`[n, topk]` int64 global slot ids that serve `experts` (`[n, topk]` int64).
 
-        spread: `[n, 1]` int64 of `spread_of`. A token takes one replica wherever it is computed.
+        spread: `[n, 1]` int64 of `spread_of`. A token takes one replica wherever it is computed,
+        the first whose bound lies above its spread: each takes its share of evenly spread tokens.
         """
-        replica_count, physical = self._by_layer[layer]
-        replica = torch.bitwise_right_shift(spread * replica_count[experts], _WORD_BITS)
+        bounds, physical = self._by_layer[layer]
+        replica = (bounds[experts] <= spread[:, :, None]).sum(-1)
         return physical[experts, replica].long()
+
+    def parts(self, layer: int, rank: int) -> Tensor:
+        """`[slots_per_rank]` int32: the 65,536ths of its expert's tokens that each slot takes."""
+        bounds, physical = self._by_layer[layer]
+        taken = bounds.diff(dim=1, prepend=torch.zeros_like(bounds[:, :1]))
+        first = rank * self.shape.slots_per_rank
+        own = torch.arange(first, first + self.shape.slots_per_rank)[:, None, None]
+        return torch.where(physical == own, taken, 0).sum((1, 2))
 
     def break_entry(self, layer: int, expert: int, rank: int) -> BrokenEntry:
         """Make one entry wrong on this rank: the replica of `expert` that `rank` itself holds.
@@ -131,9 +151,9 @@ class ReplicaMaps:
 
 
 def spread_of(index: Tensor) -> Tensor:
-    """`[n, 1]` int64 below 2^32: where each token of `index` (`[n]` int64) falls among replicas.
+    """`[n, 1]` int64 below `WHOLE`: where each token of `index` (`[n]` int64) falls among replicas.
 
     A multiplicative hash of the token's index in the step: evenly spread, no state, and the same on
-    every rank that computes it. `(spread * count) >> 32` is then a replica below `count`.
+    every rank that computes it.
     """
-    return ((index * _KNUTH) & _WORD)[:, None]
+    return ((index * _KNUTH & _WORD) // _HASHES)[:, None]

@@ -142,7 +142,11 @@ class MoeModel:
         TransferError for maps that there is no room for.
         """
         update = self.maps.stage(
-            prepare.layers, prepare.slots, prepare.replica_count, prepare.physical
+            prepare.layers,
+            prepare.slots,
+            prepare.replica_count,
+            prepare.physical,
+            prepare.parts,
         )
         return partial(self.maps.write, update)
 

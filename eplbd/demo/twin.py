@@ -128,13 +128,14 @@ class Pair:
     def break_map(self, layer: int) -> BrokenEntry:
         """Make one entry of the live maps wrong, for a busy expert that this rank holds.
 
-        Busy by the twin's counts, which nobody resets.
+        Busy by the twin's counts, which nobody resets, and by the share that its slot here takes.
         """
         seen = torch.zeros(self.live.maps.shape.experts, dtype=torch.int32)
         stays = self.twin.maps.slot_expert[layer, self._rank]
         seen.index_add_(0, stays, self.twin.counters.received[layer])
         held = self.live.maps.slot_expert[layer, self._rank]
-        expert = int(held[seen[held].argmax()])
+        taken = self.live.maps.parts(layer, self._rank)
+        expert = int(held[(seen[held].long() * taken).argmax()])
         return self.live.maps.break_entry(layer, expert, self._rank)
 
 

@@ -189,7 +189,7 @@ def load(assignment: r.Assignment, groups: Groups, store: TCPStore, stack: ExitS
     executor = TorchP2PExecutor(
         experts, store, rank, shape.ranks, experts_per_rank=assignment.experts_per_rank
     )
-    membership = Membership("demo", rank, shape.ranks, store, dispatch)
+    membership = Membership("demo", rank, shape.ranks, store, dispatch, weighted=True)
     agent = attach(stack, assignment.socket, membership, placement, executor, pair.live, counters)
     return Rank(assignment, groups, pair, traffic, executor, agent)
 

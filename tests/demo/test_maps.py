@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.shares import WHOLE
 from eplbd.demo.maps import ReplicaMaps, spread_of
 from eplbd.demo.shape import Shape
 from eplbd.errors import LocalProtocolError, TransferError
@@ -19,7 +20,8 @@ HOT = LINEAR.with_layers(
 
 
 def tables(maps: ReplicaMaps) -> list[object]:
-    return [maps.physical.tolist(), maps.replica_count.tolist(), maps.slot_expert.tolist()]
+    every = (maps.physical, maps.bounds, maps.replica_count, maps.slot_expert)
+    return [table.tolist() for table in every]
 
 
 def test_tables_are_those_of_the_placement() -> None:
@@ -32,7 +34,7 @@ def test_tables_are_those_of_the_placement() -> None:
 
 def test_an_update_of_some_layers_equals_a_fresh_table_at_the_same_address() -> None:
     maps = ReplicaMaps(SHAPE, LINEAR)
-    views = (maps.physical, maps.replica_count, maps.slot_expert)
+    views = (maps.physical, maps.bounds, maps.replica_count, maps.slot_expert)
     before = [view.data_ptr() for view in views]
     layers = np.array([1])
     new = derive_maps(HOT, layers)
@@ -69,6 +71,51 @@ def test_a_broken_entry_names_another_expert_on_another_rank() -> None:
 def test_only_an_entry_of_the_rank_itself_can_be_broken() -> None:
     with pytest.raises(LocalProtocolError, match="rank 2 holds no replica of layer 1, expert 7"):
         ReplicaMaps(SHAPE, HOT).break_entry(1, 7, rank=2)
+
+
+def split(parts: dict[int, int]) -> Placement:
+    """`HOT` with the parts that some slots of its second layer take."""
+    given = HOT.parts().copy()
+    for slot, part in parts.items():
+        given[1, slot // 3, slot % 3] = part
+    return Placement.split(HOT.slots, 8, given)
+
+
+def test_tokens_follow_the_shares() -> None:
+    """Expert 0 in slots 0, 4, 6 and 10: a half, nothing, and two quarters."""
+    shares = split({0: WHOLE // 2, 4: 0, 6: WHOLE // 4, 10: WHOLE // 4})
+    maps = ReplicaMaps(SHAPE, shares)
+    slots = maps.choose(1, torch.zeros(960, 1, dtype=torch.int64), spread_of(torch.arange(960)))
+    found, tokens = np.unique(slots.numpy(), return_counts=True)
+    assert found.tolist() == [0, 6, 10]
+    assert np.abs(tokens - np.array([480, 240, 240])).max() <= 5
+    for rank in range(4):
+        assert maps.parts(1, rank).tolist() == shares.parts()[1, rank].tolist()
+
+
+def test_every_part_of_a_whole_finds_its_replica() -> None:
+    """Bounds are met exactly: the last token of a share and the first of the next."""
+    maps = ReplicaMaps(SHAPE, split({0: 1, 4: 0, 6: WHOLE - 2, 10: 1}))
+    spread = torch.tensor([[0], [1], [WHOLE - 2], [WHOLE - 1]])
+    slots = maps.choose(1, torch.zeros(4, 1, dtype=torch.int64), spread)
+    assert slots.flatten().tolist() == [0, 6, 6, 10]
+
+
+def test_the_spread_is_below_a_whole() -> None:
+    spread = spread_of(torch.arange(100_000))
+    assert 0 <= int(spread.min()) < 10
+    assert WHOLE - 10 < int(spread.max()) < WHOLE
+
+
+def test_an_update_brings_its_shares() -> None:
+    maps, target = ReplicaMaps(SHAPE, HOT), split({0: WHOLE, 4: 0, 6: 0, 10: 0})
+    layers = np.array([1])
+    new = derive_maps(target, layers)
+    tables = new.replica_count, new.physical
+    maps.write(maps.stage(layers, target.slots[layers], *tables, target.parts()[layers]))
+    assert maps.bounds.equal(ReplicaMaps(SHAPE, target).bounds)
+    maps.write(maps.stage(layers, target.slots[layers], *tables))
+    assert maps.bounds.equal(ReplicaMaps(SHAPE, HOT).bounds)
 
 
 def test_more_replicas_than_ranks_are_refused() -> None:

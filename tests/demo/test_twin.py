@@ -18,6 +18,7 @@ from eplbd.demo.model import Batch, Dense, normalised
 from eplbd.demo.shape import Shape
 from eplbd.demo.traffic import Schedule, Traffic
 from eplbd.demo.twin import Groups, NoHook, Pair
+from tests.core.arrangements import weighted
 from tests.demo.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,10 @@ def shape_of(ranks: int) -> Shape:
 
 
 def shuffled(shape: Shape, seed: int) -> Placement:
-    """Every slot elsewhere than in the linear layout; one expert of each layer is on all ranks."""
+    """Every slot elsewhere than in the linear layout; one expert of each layer is on all ranks.
+
+    Replicas take uneven shares, as a weighted policy would have it.
+    """
     rng = np.random.default_rng(seed)
     rows = np.empty((shape.layers, shape.ranks, shape.slots_per_rank), dtype=np.int32)
     for layer in range(shape.layers):
@@ -45,7 +49,8 @@ def shuffled(shape: Shape, seed: int) -> Placement:
             more = rng.choice(np.setdiff1d(others, everywhere), shape.slots_per_rank)
             extra = [everywhere, *more][: shape.slots_per_rank - homes.shape[1]]
             rows[layer, rank] = rng.permutation([*homes[rank], *extra])
-    return validate(rows, experts=shape.experts, topology=shape.topology, layers=shape.layers)
+    placement = validate(rows, experts=shape.experts, topology=shape.topology, layers=shape.layers)
+    return weighted(placement, rng)
 
 
 @dataclass
@@ -82,12 +87,13 @@ def move(pair: Pair, rank: int, target: Placement, layers: list[int]) -> None:
 def write_maps(pair: Pair, target: Placement, layers: list[int]) -> None:
     index = np.array(layers)
     new, maps = derive_maps(target, index), pair.live.maps
-    maps.write(maps.stage(index, target.slots[index], new.replica_count, new.physical))
+    tables = new.replica_count, new.physical
+    maps.write(maps.stage(index, target.slots[index], *tables, target.parts()[index]))
 
 
 def addresses(pair: Pair) -> list[int]:
     maps = pair.live.maps
-    tables = [maps.physical, maps.replica_count, maps.slot_expert]
+    tables = [maps.physical, maps.bounds, maps.replica_count, maps.slot_expert]
     weights = [t for layer in pair.live.experts.layers for t in layer.named().values()]
     return [t.data_ptr() for t in (*tables, *weights, pair.live.counters.received)]
 
@@ -174,7 +180,8 @@ def observe_changes(
         return [pair.step(batch, NoHook()).identical for batch in batches]
 
     second = shuffled(shape_of(start.ranks), 2)
-    target = start.with_layers(np.array([0, 2]), second.slots[[0, 2]])
+    chosen = np.array([0, 2])
+    target = start.with_layers(chosen, second.slots[chosen], second.parts()[chosen])
     move(pair, rank, target, [0, 2])
     seen.moved = steps()
 
@@ -291,14 +298,17 @@ def test_both_placements_count_the_same_heat(case: Case) -> None:
 
 def test_counts_equal_a_recount_from_the_routing(case: Case) -> None:
     shape, _, found = case
-    maps = derive_maps(shuffled(shape, 1))
+    placement = shuffled(shape, 1)
+    parts = placement.parts().reshape(shape.layers, -1)
     token = np.arange(shape.ranks * shape.tokens, dtype=np.uint64)
     word = (token * np.uint64(2654435761)) % np.uint64(1 << 32)
     expected = np.zeros((shape.layers, shape.slots), dtype=np.int64)
-    for layer, routing in enumerate(forced_routing(shape)):
-        count = maps.replica_count[layer][routing].astype(np.uint64)
-        replica = (word[:, None] * count // np.uint64(1 << 32)).astype(np.int64)
-        np.add.at(expected[layer], maps.physical[layer][routing, replica], 1)
+    for layer, expert in np.ndindex(shape.layers, shape.experts):
+        slots = np.flatnonzero(placement.slots[layer] == expert)
+        chosen = (forced_routing(shape)[layer] == expert).any(axis=1)
+        ends = parts[layer, slots].cumsum()
+        taken = np.searchsorted(ends, word[chosen] // np.uint64(1 << 16), side="right")
+        np.add.at(expected[layer], slots[taken], 1)
     received = np.concatenate([seen.forced_received for seen in found], axis=1)
     np.testing.assert_array_equal(received, expected)
 
