@@ -28,6 +28,8 @@ def brief(message: m.Message) -> str:
         for field in fields(message)
         if field.name in SHOWN and getattr(message, field.name) not in (0, "", False)
     ]
+    if getattr(message, "parts", None) is not None:
+        shown.append("parts")
     reason = getattr(message, "reason", "")
     return " ".join([type(message).__name__, *shown, *([f'"{reason}"'] if reason else [])])
 
@@ -102,7 +104,9 @@ class Script:
     def _group(self, words: list[str]) -> None:
         sizes = {name: int(size) for name, size in (word.split("=") for word in words)}
         shape = Shape(sizes["layers"], sizes["experts"], sizes["ranks"], sizes["slots"])
-        self.world = Recorded(shape=shape, seed=sizes.get("seed", 0))
+        self.world = Recorded(
+            shape=shape, seed=sizes.get("seed", 0), weighted=bool(sizes.get("weighted"))
+        )
 
     @property
     def _here(self) -> Recorded:
