@@ -22,6 +22,7 @@ from eplbd import (
     hookimpl,
     rank_load,
 )
+from eplbd_policies.allowance import within
 
 Load = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -213,24 +214,8 @@ class Greedy:
         pays = (gain > self._options.min_gain * before) & (moves > 0)
         layers = np.flatnonzero(pays)
         layers = layers[np.argsort(-gain[layers] / moves[layers], kind="stable")]
-        chosen = _within(layers, moves, budget)
+        chosen = within(layers, moves, budget)
         return current.with_layers(chosen, target.slots[chosen]) if chosen.size else current
-
-
-def _within(layers: Ids, moves: Counts, budget: Budget) -> Ids:
-    """The first of `layers` whose moves fit; one that is too dear does not stop cheaper ones."""
-    limits = [limit for limit in (budget.moves, _affordable(budget)) if limit is not None]
-    left = min(limits, default=int(moves.sum()))
-    chosen = []
-    for layer in layers:
-        if moves[layer] <= left:
-            chosen.append(layer)
-            left -= moves[layer]
-    return np.array(chosen, np.int64)
-
-
-def _affordable(budget: Budget) -> int | None:
-    return None if budget.bytes is None else budget.bytes // max(budget.expert_bytes, 1)
 
 
 @hookimpl

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd import Budget, Heat, Placement, Register, Topology, align, hookimpl
+from eplbd_policies.allowance import allowed
 
 Slots = NDArray[np.int32]
 
@@ -72,15 +73,11 @@ class Random:
         if per_rank > current.experts:
             return current  # some rank would have to hold an expert twice
         rng = np.random.default_rng((self._seed, int(current.digest, 16)))
-        limits = [limit for limit in (budget.moves, _affordable(budget)) if limit is not None]
-        if limits:  # an exchange is two moves
-            return Placement(exchange(current.slots, min(limits) // 2, rng), current.experts)
+        moves = allowed(budget)
+        if moves is not None:  # an exchange is two moves
+            return Placement(exchange(current.slots, moves // 2, rng), current.experts)
         slots = [scatter(current.experts, ranks, per_rank, rng) for _ in range(layers)]
         return align(current, Placement(np.stack(slots), current.experts))
-
-
-def _affordable(budget: Budget) -> int | None:
-    return None if budget.bytes is None else budget.bytes // max(budget.expert_bytes, 1)
 
 
 @hookimpl
