@@ -165,3 +165,47 @@ def test_record_mode_takes_the_proposal_down_and_moves_nothing() -> None:
     assert made.tally.par_predicted < made.tally.par_before
     assert made.tally.moves == 1
     assert made.wants_plan(1e9)
+
+
+# --- shares -------------------------------------------------------------------------------------
+
+AWAY = np.array([[[0, 0, 1], [1, 1, 1]]], dtype=np.float32)
+"""Experts 0 and 1 are served by rank 1 alone, where expert 2 is not."""
+
+
+def weighted() -> Cycle:
+    made = planning()
+    made.weighted = True
+    return made
+
+
+def test_shares_alone_are_a_gain_and_cost_no_move() -> None:
+    made = weighted()
+    assert made.answered(CURRENT.slots, CURRENT, 0.1, 1e9, AWAY) == ""
+    assert made.stage is Stage.MOVING
+    assert made.tally.par_predicted < made.tally.par_before
+    assert made.plan is not None
+    assert (made.plan.moves, made.plan.is_empty) == (0, False)
+
+
+def test_shares_that_make_it_worse_are_refused() -> None:
+    worse = np.array([[[1, 1, 1], [1, 0, 0]]], dtype=np.float32)
+    assert "under min_gain" in weighted().answered(CURRENT.slots, CURRENT, 0.1, 0.0, worse)
+
+
+def test_an_even_split_is_unchanged_whatever_the_engine() -> None:
+    halves = np.array([[[0.5, 0.5, 1], [1, 0.5, 0.5]]])
+    assert planning().answered(CURRENT.slots, CURRENT, 0.1, 0.0, halves) == "unchanged"
+    assert weighted().answered(CURRENT.slots, CURRENT, 0.1, 0.0, halves) == "unchanged"
+    split = Placement(CURRENT.slots, 4, AWAY)
+    assert weighted().answered(CURRENT.slots, split, 0.1, 0.0, AWAY) == "unchanged"
+
+
+def test_shares_for_an_engine_that_takes_none_are_the_policys_fault() -> None:
+    with pytest.raises(PlacementError, match="return shares only where budget.weighted is true"):
+        planning().answered(CURRENT.slots, CURRENT, 0.1, 0.0, AWAY)
+
+
+def test_wrong_shares_are_the_policys_fault() -> None:
+    with pytest.raises(PlacementError, match="layer 0, expert 0: .* sum to 2"):
+        weighted().answered(CURRENT.slots, CURRENT, 0.1, 0.0, np.ones((1, 2, 3)))
