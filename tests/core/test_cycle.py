@@ -202,10 +202,10 @@ def test_an_even_split_is_unchanged_whatever_the_engine() -> None:
 
 
 def test_shares_for_an_engine_that_takes_none_are_the_policys_fault() -> None:
-    with pytest.raises(PlacementError, match="return shares only where budget.weighted is true"):
+    with pytest.raises(PlacementError, match=r"return shares only where budget\.weighted is true"):
         planning().answered(CURRENT.slots, CURRENT, 0.1, 0.0, AWAY)
 
 
 def test_wrong_shares_are_the_policys_fault() -> None:
-    with pytest.raises(PlacementError, match="layer 0, expert 0: .* sum to 2"):
+    with pytest.raises(PlacementError, match=r"layer 0, expert 0: .* sum to 2"):
         weighted().answered(CURRENT.slots, CURRENT, 0.1, 0.0, np.ones((1, 2, 3)))
