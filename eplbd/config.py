@@ -2,25 +2,26 @@
 
 Owns the key names, the order of precedence (flag over environment over file over default) and what
 cannot be meant together. Knows nothing of what a value does: no socket is opened here and no policy
-is imported, so `[policy.options]` is only carried; the policy child validates it.
+is imported, so options of policies are only carried; the policy child validates them.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from eplbd.errors import ConfigError
-from eplbd.sources import Given, as_list, as_toml, from_env, from_file, from_flags, near
+from eplbd.sources import TABLES, Given, as_list, as_toml, from_env, from_file, from_flags, near
 
 SYSTEM_FILE = Path("/etc/eplbd/eplbd.toml")
 
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
@@ -42,11 +43,13 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which policy proposes placements, and the limits it lives under."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1)] = "greedy"
+    name: Name = "greedy"
+    shadow: tuple[Name, ...] = ()
     deadline_s: Seconds = 10.0
     memory_bytes: Annotated[int, msgspec.Meta(ge=256 * 2**20, le=2**40)] = 4 * 2**30
     failures_until_suspended: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     options: dict[str, object] = msgspec.field(default_factory=dict)
+    shadow_options: dict[str, dict[str, object]] = msgspec.field(default_factory=dict)
 
 
 class Plugins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +62,8 @@ class Plugins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a rebalance is worth thinking about, and what it must bring."""
 
-    mode: Literal["dynamic", "hold"] = "dynamic"
+    mode: Literal["dynamic", "hold", "record", "static"] = "dynamic"
+    map: str = ""
     interval_s: Seconds = 10.0
     window_steps: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
     min_steps: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 64
@@ -69,6 +73,14 @@ class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     phase: Literal["all", "prefill", "decode"] = "all"
     max_moves: Natural = 0
     pause_s: Seconds = 1.0
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Heat and placements on disk, for what is done offline."""
+
+    enabled: bool = False
+    dir: Name = "/var/lib/eplbd/traces"
+    max_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**50)] = 2**30
 
 
 class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +120,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Policy = Policy()
     plugins: Plugins = Plugins()
     balance: Balance = Balance()
+    record: Record = Record()
     epoch: Epoch = Epoch()
     transfer: Transfer = Transfer()
     session: Session = Session()
@@ -130,15 +143,15 @@ class Loaded:
         found: list[tuple[str, object, str]] = []
         for section, table in tables.items():
             for key, value in msgspec.structs.asdict(table).items():
-                path = f"{section}.{key}"
-                if path == "policy.options" and value:
-                    found += [
-                        (f"{path}.{name}", option, self.where(f"{path}.{name}"))
-                        for name, option in value.items()
-                    ]
-                else:
-                    found.append((path, value, self.where(path)))
+                depth = TABLES.get((section, key), 0)
+                found += self._rows_below(f"{section}.{key}", value, depth)
         return found
+
+    def _rows_below(self, path: str, value: object, depth: int) -> list[tuple[str, object, str]]:
+        if not depth or not isinstance(value, dict) or not value:
+            return [(path, value, self.where(path))]
+        rows = (self._rows_below(f"{path}.{name}", v, depth - 1) for name, v in value.items())
+        return [*itertools.chain.from_iterable(rows)]
 
 
 def load(
@@ -151,7 +164,8 @@ def load(
     Args:
         file: a TOML file, or None for none.
         env: the environment; only names that begin with `EPLBD_` are looked at.
-        flags: `section.key` (or `policy.options.name`) to text, as given with `-o`.
+        flags: `section.key` (below `policy.options` and `policy.shadow_options` also an option) to
+            text, as given with `-o`.
 
     Raises:
         ConfigError: every wrong key and value, its place, what was expected, a near match.
@@ -221,10 +235,14 @@ def _convert(given: Given) -> object:
     if key not in keys:
         hint = near(key, keys) or f"; known: {', '.join(keys)}"
         raise given.refusal(f"unknown key `{key}` in [{section}]{hint}")
-    if rest[1:] and (section, key, len(rest)) != ("policy", "options", 2):
+    depth = TABLES.get((section, key), 0)
+    if len(rest) - 1 > depth:
         raise given.refusal(f"`{section}.{key}` is one value, it has no keys of its own")
     if rest[1:]:
-        return as_toml(given.value) if isinstance(given.value, str) and given.text else given.value
+        value = as_toml(given.value) if isinstance(given.value, str) and given.text else given.value
+        if len(rest) - 1 < depth and not isinstance(value, dict):
+            raise given.refusal(f"`{'.'.join(given.path)}` is a table of options, not a value")
+        return value
     try:
         return _typed(given, keys[key])
     except msgspec.ValidationError as error:
@@ -237,6 +255,8 @@ def _typed(given: Given, kind: object) -> object:
     value = given.value
     if given.path == ("policy", "name") and type(value) is int:
         value = str(value)  # vllm-ascend names its policies by number
+    if given.path == ("policy", "shadow") and isinstance(value, list):
+        value = [str(name) if type(name) is int else name for name in value]
     if given.text and isinstance(value, str) and get_origin(kind) is tuple:
         value = as_list(value)
     typed: object = msgspec.convert(value, kind, strict=not given.text)
@@ -251,15 +271,12 @@ def _expected(kind: object, error: msgspec.ValidationError) -> str:
 
 
 def _assemble(values: Mapping[tuple[str, ...], object]) -> Config:
-    tables: dict[str, dict[str, object]] = {}
-    options: dict[str, object] = {}
-    for (section, key, *option), value in values.items():
-        if option:
-            options[option[0]] = value
-        else:
-            tables.setdefault(section, {})[key] = value
-    if options:
-        tables.setdefault("policy", {})["options"] = options
+    tables: dict[str, Any] = {}
+    for path, value in values.items():
+        table = tables
+        for word in path[:-1]:
+            table = table.setdefault(word, {})
+        table[path[-1]] = value
     return msgspec.convert(tables, Config)
 
 
@@ -274,6 +291,8 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
         yield f"{place}: expected ipc:// followed by an absolute path"
     elif len(socket.removeprefix("ipc://").encode()) > 107:
         yield f"{place}: a path longer than 107 bytes does not fit a unix socket's address"
+
+    yield from _modes(loaded)
 
     def clash(one: str, relation: str, other: str, reason: str) -> str:
         """The sentence about two keys, at the place of the one that somebody wrote."""
@@ -297,3 +316,27 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
         if epoch.resend_s >= getattr(epoch, f"{step}_timeout_s"):
             reason = "a lost message would never be sent again"
             yield clash(f"epoch.{step}_timeout_s", "exceed", "epoch.resend_s", reason)
+
+
+def _modes(loaded: Loaded) -> Iterator[str]:
+    """What mode, map and shadows leave no sense in."""
+    balance, policy = loaded.config.balance, loaded.config.policy
+    if balance.mode == "static" and not balance.map:
+        yield (
+            f"{loaded.where('balance.mode')}: balance.mode = static needs balance.map, the file of "
+            "the placement to go to"
+        )
+    if balance.map and balance.mode != "static":
+        yield (
+            f"{loaded.where('balance.map')}: balance.map is for balance.mode = static, the mode is "
+            f"{balance.mode} ({loaded.where('balance.mode')}): two authors of one placement"
+        )
+    twice = [name for name in dict.fromkeys(policy.shadow) if policy.shadow.count(name) > 1]
+    if twice:
+        yield f"{loaded.where('policy.shadow')}: policy.shadow names `{twice[0]}` twice"
+    for name in policy.shadow_options:
+        if name not in policy.shadow:
+            path = f"policy.shadow_options.{name}"
+            place = next((origin for key, origin in loaded.origins.items() if path in key), path)
+            hint = near(name, policy.shadow) or "; name it in policy.shadow"
+            yield f"{place}: `{name}` in [{path}] is no shadow{hint}"

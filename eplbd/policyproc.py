@@ -26,8 +26,8 @@ from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, LocalProtocolError, PlacementError, PolicyError
-from eplbd.hookspecs import Policy
-from eplbd.plugins import Catalogue, Offer, Plugin, selected
+from eplbd.hookspecs import CAPABILITIES, Policy
+from eplbd.plugins import Catalogue, Offer, Plugin, needs_of, selected
 from eplbd.sources import near
 from eplbd.wire.policy import (
     FROM_CHILD,
@@ -39,6 +39,7 @@ from eplbd.wire.policy import (
     Fault,
     FromChild,
     List,
+    Listed,
     Listing,
     Open,
     Ready,
@@ -97,8 +98,9 @@ class Channel:
 class Guest:
     """The chosen policy: made, warmed up, asked; made anew after it has raised."""
 
-    def __init__(self, make: Callable[[], Policy]) -> None:
+    def __init__(self, make: Callable[[], Policy], needs: frozenset[str]) -> None:
         self._make = make
+        self._needs = needs
         self._policy = make()
 
     def warm_up(self) -> None:
@@ -109,12 +111,16 @@ class Guest:
         heat = np.arange(3 * 2 * 8, dtype=np.int32).reshape(3, 2, 8)
         heat.setflags(write=False)
         current = Placement.linear(2, 8, 2, 5)
-        budget = Budget(moves=None, bytes=None, deadline_s=30.0, expert_bytes=1)
+        weighted = "shares" in self._needs
+        budget = Budget(None, None, deadline_s=30.0, expert_bytes=1, weighted=weighted)
         self._policy.propose(Heat(heat, "all"), Topology.single_node(2, 5), current, budget)
         self._policy = self._make()  # what it may remember of that problem is worth nothing
 
     def answer(self, ask: Ask) -> Answer | Fault:
         """Ask the policy. Its every way of failing, short of ending the process, is a `Fault`."""
+        if "shares" in self._needs and not ask.weighted:
+            reason = f"the policy needs `shares`, which is {CAPABILITIES['shares']}; this one is not"
+            return Fault(ask.request, "invalid", 0.0, reason)
         _, ranks, per_rank = ask.current.shape
         current = Placement(ask.current, ask.experts, ask.shares)
         budget = Budget(
@@ -173,13 +179,13 @@ def _blaming(path: str) -> Iterator[None]:
         raise _RefusalError("", str(error)) from error
 
 
-def _options(offer: Offer, given: dict[str, object]) -> object:
+def _options(offer: Offer, wanted: Open) -> object:
     """The policy's options as its own struct, or None where it declares none."""
     declared: type[msgspec.Struct] | None = getattr(offer.policy, "Options", None)
     fields = msgspec.structs.fields(declared) if declared is not None else ()
     known = {option.encode_name: option.type for option in fields}
-    for name, value in given.items():
-        path = f"policy.options.{name}"
+    for name, value in wanted.options.items():
+        path = f"{wanted.options_key}.{name}"
         if name not in known:
             hint = near(name, known) or f"; known: {', '.join(known) or 'none'}"
             raise _RefusalError(path, f"{path}: `{offer.name}` has no such option{hint}")
@@ -188,21 +194,23 @@ def _options(offer: Offer, given: dict[str, object]) -> object:
         except msgspec.ValidationError as error:
             raise _RefusalError(path, f"{path}: {error}, got {value!r}") from None
     try:
-        return declared and msgspec.convert(given, declared)
+        return declared and msgspec.convert(wanted.options, declared)
     except msgspec.ValidationError as error:  # one is missing, or the struct's own checks
-        raise _RefusalError("policy.name", f"policy.options: `{offer.name}`: {error}") from None
+        reason = f"{wanted.options_key}: `{offer.name}`: {error}"
+        raise _RefusalError(wanted.name_key, reason) from None
 
 
 def _choose(wanted: Open) -> tuple[Offer, Guest]:
     """Load and prepare the policy that the parent named. Raises _RefusalError."""
     with _blaming("plugins.enabled"):
         plugins = selected(wanted.enabled, wanted.modules)
-    with _blaming("policy.name"):
+    with _blaming(wanted.name_key):
         offer = Catalogue(plugins).find(wanted.policy)
-    options = _options(offer, wanted.options)
+    options = _options(offer, wanted)
     make: Callable[..., Policy] = offer.policy
     try:
-        guest = Guest(make if options is None else functools.partial(make, options))
+        called = make if options is None else functools.partial(make, options)
+        guest = Guest(called, needs_of(offer.policy))
         guest.warm_up()
     except (Exception, SystemExit) as error:
         trace = _traceback(error)
@@ -217,15 +225,20 @@ def _listing(wanted: List) -> Listing:
     # Named beforehand: a plugin that takes this process down cannot be named afterwards.
     catalogue.load_all(lambda plugin: sys.stderr.write(f"loading {plugin}\n"))
     rows = [
-        (offer.name, *_provenance(offer.plugin), str(offer.policy.eplbd_api), "-")
+        Listed(
+            policy=offer.name,
+            needs=" ".join(sorted(needs_of(offer.policy))),
+            api=str(offer.policy.eplbd_api),
+            **_provenance(offer.plugin),
+        )
         for offer in catalogue.offers.values()
     ]
-    rows += [("-", *_provenance(item.plugin), "-", item.error) for item in catalogue.broken]
+    rows += [Listed(**_provenance(item.plugin), error=item.error) for item in catalogue.broken]
     return Listing(tuple(rows))
 
 
-def _provenance(plugin: Plugin) -> tuple[str, str, str]:
-    return plugin.name, plugin.distribution, plugin.version
+def _provenance(plugin: Plugin) -> dict[str, str]:
+    return {"plugin": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
 
 
 def _confine(memory_bytes: int) -> None:

@@ -18,6 +18,10 @@ _ENV_PREFIX = "EPLBD_"
 _ENV_APART = frozenset({"EPLBD_PLUGINS", "EPLBD_SHARED", "EPLBD_DISABLE"})
 
 
+TABLES = {("policy", "options"): 1, ("policy", "shadow_options"): 2}
+"""Keys whose values are tables of names that others choose, and how deep these are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """One value that somebody gave, before it is known to be right.
@@ -44,7 +48,7 @@ def near(word: str, words: Iterable[str]) -> str:
 
 
 def from_file(file: Path, sections: Mapping[str, object]) -> Iterator[Given]:
-    """Every value of a TOML file, `[policy.options]` one by one.
+    """Every value of a TOML file, options of policies one by one.
 
     Raises:
         ConfigError: the file cannot be read, or is not TOML, with line and column.
@@ -73,10 +77,18 @@ def _leaves(
             yield (section,), table
             continue
         for key, value in table.items():
-            if (section, key) == ("policy", "options") and isinstance(value, dict):
-                yield from (((section, key, name), option) for name, option in value.items())
-            else:
-                yield (section, key), value
+            yield from _below((section, key), value, TABLES.get((section, key), 0))
+
+
+def _below(
+    path: tuple[str, ...], value: object, depth: int
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """The values in a table of tables, `depth` deep; what is empty, or no table, as it is."""
+    if depth and isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _below((*path, name), item, depth - 1)
+    else:
+        yield path, value
 
 
 def locate(text: str) -> dict[tuple[str, ...], int]:

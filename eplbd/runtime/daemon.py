@@ -2,7 +2,7 @@
 
 Owns the clock, the order of start and stop, and which outside thing each effect is. Decides
 nothing: whatever depends on what was said is `eplbd.core`'s. Everything runs on one loop; writing
-records and reading the configuration leave it, for a thread.
+files and reading the configuration leave it, for threads.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from eplbd.config import Config, Loaded
 from eplbd.core import events as e
 from eplbd.core.messages import FromLeader
 from eplbd.core.node import Node, Statistics
+from eplbd.core.placement import Placement
 from eplbd.errors import (
     ConfigError,
     EplbdError,
@@ -30,9 +31,11 @@ from eplbd.errors import (
     PolicyError,
     RemoteProtocolError,
 )
+from eplbd.runtime.fixedmap import load_map
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
 from eplbd.runtime.policydesk import PolicyDesk
+from eplbd.runtime.recorder import Recorder, RecorderStatistics, open_recorder
 from eplbd.runtime.store import Store, open_store
 from eplbd.runtime.systemd import Manager
 from eplbd.runtime.tuning import FIXED, changed_keys, settings_of
@@ -56,6 +59,7 @@ class DaemonStatistics:
     node: Statistics
     link: LinkStatistics
     log: LogStatistics
+    recorder: RecorderStatistics
     steps: int
     slowest_step_s: float
     slowest_event: str
@@ -78,8 +82,9 @@ class Daemon:
         self._read_again = read_again
         self._log = log
         self._manager = Manager(environment)
-        self._node = Node(settings_of(loaded.config))
+        self._node = Node(settings_of(loaded.config, load_map(loaded)))
         self._link: Link
+        self._recorder: Recorder
         self._desk: PolicyDesk
         self._seqs: OrderedDict[bytes, int] = OrderedDict()
         self._unwritten: dict[str, e.Persist] = {}
@@ -109,6 +114,7 @@ class Daemon:
                 mode=int(daemon.socket_mode, 8),
                 max_message_bytes=self._config.session.max_message_bytes,
             ) as self._link,
+            open_recorder(self._config.record, self._log.logger) as self._recorder,
         ):
             self._restore(store)
             async with anyio.create_task_group() as tasks:
@@ -130,6 +136,7 @@ class Daemon:
             node=self._node.statistics(),
             link=self._link.statistics(),
             log=self._log.statistics(),
+            recorder=self._recorder.statistics(),
             steps=self._steps,
             slowest_step_s=self._slowest_step_s,
             slowest_event=self._slowest_event,
@@ -246,8 +253,10 @@ class Daemon:
                 self._log.effect(effect)
                 workers = self._node.statistics().workers
                 self._manager.tell(STATUS=f"epoch {epoch} {outcome}, {workers} workers")
-            case e.CycleEnded() | e.Note():
+            case e.CycleEnded() | e.ShadowScored() | e.Note():
                 self._log.effect(effect)
+            case e.OpenRecord() | e.RecordSteps() | e.RecordPlacement():
+                self._recorder.take(effect)
             case e.Stop():
                 self._stopped.set()
 
@@ -296,26 +305,32 @@ class Daemon:
         self._manager.reloading()
         try:
             loaded = await anyio.to_thread.run_sync(self._read_again)
+            fixed = await anyio.to_thread.run_sync(load_map, loaded)
             changed = changed_keys(self._config, loaded.config)
-            if any(key.startswith(("policy.", "plugins.")) for key in changed):
+            if any(map(_about_policies, changed)):
                 await self._desk.open(loaded)
         except (ConfigError, PolicyError) as error:
             self._reload_failed = True
             self._log.effect(e.Note("error", "configuration not reloaded", {"reason": str(error)}))
         else:
             self._reload_failed = False
-            self._apply(loaded.config, changed)
+            self._apply(loaded.config, changed, fixed)
         finally:
             self._manager.tell(READY=1)
 
-    def _apply(self, config: Config, changed: list[str]) -> None:
+    def _apply(self, config: Config, changed: list[str], fixed: Placement | None) -> None:
         self._config = config
         self._log.set_level(config.log.level)
-        self._take(e.Reconfigured(settings_of(config)))
+        policies = any(map(_about_policies, changed))
+        self._take(e.Reconfigured(settings_of(config, fixed), policies))
         self._log.logger.info("configuration reloaded", changed=changed)
         waiting = FIXED.intersection(changed_keys(self._started_with, config))
         if waiting:
             self._log.logger.warning("settings wait for a restart", keys=sorted(waiting))
+
+
+def _about_policies(key: str) -> bool:
+    return key.startswith(("policy.", "plugins."))
 
 
 def serve(read: Callable[[], Loaded], environment: Mapping[str, str]) -> None:

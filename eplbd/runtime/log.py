@@ -21,7 +21,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 from eplbd.config import Log as Settings
-from eplbd.core.events import CycleEnded, EpochEnded, Note
+from eplbd.core.events import CycleEnded, EpochEnded, Note, ShadowScored
 
 QUEUE_LINES = 4_096
 FLUSH_S = 1.0
@@ -62,7 +62,7 @@ class Log:
         ).bind()
         """For whoever writes lines of their own."""
 
-    def effect(self, effect: Note | EpochEnded | CycleEnded) -> None:
+    def effect(self, effect: Note | EpochEnded | CycleEnded | ShadowScored) -> None:
         """The line of an effect; for an epoch and for a cycle, the one with everything on it."""
         match effect:
             case Note(level, event, fields):
@@ -74,6 +74,8 @@ class Log:
             case CycleEnded():
                 level = "warning" if effect.outcome in ("failed", "refused") else "info"
                 self.logger.log(LEVELS[level], "cycle ended", **asdict(effect))
+            case ShadowScored():
+                self.logger.info("shadow scored", **asdict(effect))
 
     def set_level(self, level: str) -> None:
         """Drop what is below `level` from now on."""

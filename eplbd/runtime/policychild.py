@@ -63,10 +63,13 @@ class PolicyChild:
         self._seq = 0
 
     @classmethod
-    async def spawn(cls, memory_bytes: int, on_line: Callable[[str], bool]) -> Self:
+    async def spawn(
+        cls, memory_bytes: int, on_line: Callable[[str], bool], *, niceness: int = 0
+    ) -> Self:
         """Start a child; `attend` must run in a task from here on.
 
-        on_line: takes a line, says whether it wanted it. Raises OSError.
+        on_line: takes a line, says whether it wanted it. niceness: by which it gives way to others
+        where there are more threads than cores. Raises OSError.
         """
         # -P: the directory that the daemon happens to run in must not shadow modules.
         command = [sys.executable, "-P", "-m", "eplbd.policyproc", str(memory_bytes)]
@@ -78,6 +81,9 @@ class PolicyChild:
             env={**os.environ, **_ENV},
             start_new_session=True,
         )
+        if niceness:
+            with contextlib.suppress(ProcessLookupError):  # it ended at once: found out later
+                os.setpriority(os.PRIO_PGRP, process.pid, niceness)
         return cls(process, on_line)
 
     @property

@@ -35,6 +35,8 @@ START_S = 30.0
 BACKOFF_S = 0.1
 """Rest before a restart after one death; doubles with each further death in a row."""
 BACKOFF_MAX_S = 5.0
+SHADOW_NICENESS = 10
+"""A shadow gets a tenth of a core that the active policy wants as well."""
 LINES_PER_QUESTION = 200
 """Lines of standard error that are logged between two questions; further ones are counted."""
 
@@ -92,6 +94,7 @@ class PolicyHost:
     policy, plugins: `[policy]` and `[plugins]`; the deadline comes with each question's budget.
     where: tells where a setting came from (`config.Loaded.where`), for error messages. log: takes
     starts, ends, and the child's standard error line by line. start_s: patience with a start.
+    shadow: it is asked beside the active policy, gives way to it, and has settings of its own.
 
     Entering raises ConfigError (unknown policy, bad option) or PolicyError (it cannot start).
     """
@@ -104,11 +107,14 @@ class PolicyHost:
         where: Callable[[str], str] | None = None,
         log: FilteringBoundLogger | None = None,
         start_s: float = START_S,
+        shadow: bool = False,
     ) -> None:
         self._policy = policy
         self._plugins = plugins
         self._where = where
-        self._log: FilteringBoundLogger = log or structlog.get_logger("eplbd.policyhost")
+        given: FilteringBoundLogger = log or structlog.get_logger("eplbd.policyhost")
+        self._log = given.bind(shadow=policy.name) if shadow else given
+        self._shadow = shadow
         self._start_s = start_s
         self._tasks: TaskGroup | None = None
         self._child: PolicyChild | None = None
@@ -276,7 +282,9 @@ class PolicyHost:
         """Spawn and shake hands. Raises ConfigError or PolicyError."""
         name = self._policy.name
         child = await self._spawn()
-        wanted = Open(name, self._policy.options, self._plugins.enabled, self._plugins.modules)
+        plugins = self._plugins
+        keys = ("policy.shadow", f"policy.shadow_options.{name}") if self._shadow else ()
+        wanted = Open(name, self._policy.options, plugins.enabled, plugins.modules, *keys)
         try:
             late = f"no handshake within {self._start_s:g} s"
             answer = await self._exchange(child, wanted, MAX_MESSAGE_BYTES, self._start_s, late)
@@ -306,7 +314,11 @@ class PolicyHost:
         if self._tasks is None:
             raise LocalProtocolError("enter the policy host before asking it")
         try:
-            child = await PolicyChild.spawn(self._policy.memory_bytes, self._take_line)
+            child = await PolicyChild.spawn(
+                self._policy.memory_bytes,
+                self._take_line,
+                niceness=SHADOW_NICENESS if self._shadow else 0,
+            )
         except OSError as error:
             raise PolicyError(f"no process for the policy: {error}") from error
         self._child = child

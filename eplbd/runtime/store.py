@@ -105,10 +105,7 @@ class Store:
         return record
 
     def _path(self, group: str) -> Path:
-        # A group's name is a peer's text: it appears in the file's name as far as it is harmless.
-        harmless = re.sub(r"[^A-Za-z0-9_-]", "_", group)[:64]
-        tail = hashlib.blake2b(group.encode(), digest_size=4).hexdigest()
-        return self._directory / f"{harmless}-{tail}{SUFFIX}"
+        return self._directory / f"{file_name(group)}{SUFFIX}"
 
     def _put_aside(self, path: Path, error: Exception) -> Note:
         fields: dict[str, object] = {"file": str(path), "reason": str(error)}
@@ -119,6 +116,13 @@ class Store:
         except OSError as problem:
             fields["kept_as"] = f"in place: {problem}"
         return Note("error", "stored placement refused, taken as absent", fields)
+
+
+def file_name(text: str) -> str:
+    """A name for a file of what a peer calls `text`: of that as much as is harmless, and unique."""
+    harmless = re.sub(r"[^A-Za-z0-9_-]", "_", text)[:64]
+    tail = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{harmless}-{tail}"
 
 
 @contextlib.contextmanager

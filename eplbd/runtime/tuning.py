@@ -11,10 +11,12 @@ from typing import TypeVar
 import msgspec
 
 from eplbd.config import Config
+from eplbd.core.placement import Placement
 from eplbd.core.settings import (
     BalanceSettings,
     EpochSettings,
     PolicySettings,
+    RecordSettings,
     SessionSettings,
     Settings,
     TransferSettings,
@@ -26,6 +28,8 @@ FIXED = frozenset(
         "daemon.socket_mode",
         "daemon.state_dir",
         "log.format",
+        "record.dir",
+        "record.max_bytes",
         "session.max_message_bytes",
     }
 )
@@ -34,14 +38,16 @@ FIXED = frozenset(
 S = TypeVar("S")
 
 
-def settings_of(config: Config) -> Settings:
-    """The figures that the core's machines are told."""
+def settings_of(config: Config, fixed: Placement | None = None) -> Settings:
+    """The figures that the core's machines are told; `fixed` is what `balance.map` holds."""
     return Settings(
         balance=_section(BalanceSettings, config.balance),
         epoch=_section(EpochSettings, config.epoch),
         transfer=_section(TransferSettings, config.transfer),
         session=_section(SessionSettings, config.session),
         policy=_section(PolicySettings, config.policy),
+        record=_section(RecordSettings, config.record),
+        map=fixed,
     )
 
 

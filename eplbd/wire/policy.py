@@ -32,12 +32,17 @@ _UINT32 = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """The first message to the child: which policy, with what options, from which plugins."""
+    """The first message to the child: which policy, with what options, from which plugins.
+
+    name_key, options_key: the settings that name it and its options, for refusals.
+    """
 
     policy: str
     options: dict[str, object]
     enabled: tuple[str, ...]
     modules: tuple[str, ...]
+    name_key: str = "policy.name"
+    options_key: str = "policy.options"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +116,23 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """Every plugin: rows of policy, plugin, distribution, version, API, error; `-` for none."""
+class Listed:
+    """One policy, or a plugin that offers none and why. Empty where there is no such thing."""
 
-    rows: tuple[tuple[str, str, str, str, str, str], ...]
+    plugin: str
+    distribution: str
+    version: str
+    policy: str = ""
+    api: str = ""
+    needs: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every policy of every plugin, and every plugin that offers none."""
+
+    rows: tuple[Listed, ...]
 
 
 ToChild: TypeAlias = Open | List | Ask

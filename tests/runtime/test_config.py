@@ -62,6 +62,27 @@ def test_options_merge_one_by_one(tmp_path: Path) -> None:
     assert ("policy.options.seed", 2, "EPLBD_POLICY__OPTIONS__SEED=2") in loaded.rows()
 
 
+def test_shadows_have_tables_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "eplbd.toml"
+    file.write_text(
+        "[policy]\nshadow = ['random', 3, 'greedy']\n"
+        "[policy.shadow_options.random]\nseed = 1\n[policy.shadow_options.greedy]\n"
+    )
+    env = {"EPLBD_POLICY__SHADOW_OPTIONS__RANDOM__SEED": "2"}
+    loaded = load(file, env, {"policy.shadow_options.3.depth": "4"})
+    assert loaded.config.policy.shadow == ("random", "3", "greedy")
+    options = {"random": {"seed": 2}, "greedy": {}, "3": {"depth": 4}}
+    assert loaded.config.policy.shadow_options == options
+    rows = {path: (value, origin) for path, value, origin in loaded.rows()}
+    origin = "EPLBD_POLICY__SHADOW_OPTIONS__RANDOM__SEED=2"
+    assert rows["policy.shadow_options.random.seed"] == (2, origin)
+    assert rows["policy.shadow_options.greedy"] == ({}, f"{file}:5")
+
+
+def test_shadows_as_text_are_separated_by_commas() -> None:
+    assert load(flags={"policy.shadow": "a, 2"}).config.policy.shadow == ("a", "2")
+
+
 def test_a_number_of_vllm_ascend_is_a_name(tmp_path: Path) -> None:
     file = tmp_path / "eplbd.toml"
     file.write_text("policy = {name = 1}")
@@ -147,6 +168,40 @@ def test_an_empty_variable_turns_all_plugins_off(tmp_path: Path) -> None:
             "[balance]\nwindow_steps = 10\n",
             "eplbd.toml:2: balance.min_steps = 64 (default) must not exceed balance.window_steps",
         ),
+        (
+            "[balance]\nmode = 'static'\n",
+            "eplbd.toml:2: balance.mode = static needs balance.map, the file of",
+        ),
+        (
+            "[balance]\nmap = 'x.npz'\n",
+            (
+                "eplbd.toml:2: balance.map is for balance.mode = static, the mode is dynamic "
+                "(default): two authors"
+            ),
+        ),
+        (
+            "[policy]\nshadow = ['a', 'b', 'a']\n",
+            "eplbd.toml:2: policy.shadow names `a` twice",
+        ),
+        (
+            "[policy]\nshadow = ['swift']\n[policy.shadow_options.swfit]\nx = 1\n",
+            (
+                "eplbd.toml:4: `swfit` in [policy.shadow_options.swfit] is no shadow; did you "
+                "mean `swift`?"
+            ),
+        ),
+        (
+            "[policy.shadow_options.swift]\n",
+            (
+                "eplbd.toml:1: `swift` in [policy.shadow_options.swift] is no shadow; name it in "
+                "policy.shadow"
+            ),
+        ),
+        (
+            "[policy.shadow_options]\nswift = 3\n",
+            "eplbd.toml:2: `policy.shadow_options.swift` is a table of options, not a value\n",
+        ),
+        ("[record]\nmax_bytes = 10\n", "eplbd.toml:2: record.max_bytes: expected `int` >= "),
         ("[session]\nsilence_s = 0.9\n", "eplbd.toml:2: session.silence_s = 0.9 ("),
         ("[epoch]\nresend_s = 2\n", "eplbd.toml:2: epoch.decide_timeout_s = 2.0 (def"),
         (
