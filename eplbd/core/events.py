@@ -287,6 +287,15 @@ class RecordPlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberFault:
+    """Keep what a policy did wrong, beyond this daemon's life, for whoever lists policies."""
+
+    policy: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Anything else worth a line; `level` is info, warning or error."""
 
@@ -310,6 +319,7 @@ Effect: TypeAlias = (
     | OpenRecord
     | RecordSteps
     | RecordPlacement
+    | RememberFault
     | Note
     | Stop
 )

@@ -25,6 +25,7 @@ from eplbd.core.events import (
     PolicyFailed,
     Received,
     Reconfigured,
+    RememberFault,
     Restored,
     Send,
     Stop,
@@ -198,7 +199,7 @@ class Node:
         if balancer.proposed(event):
             self.breaker.succeeded()
         else:
-            self._policy_at_fault("invalid", "")
+            self._policy_at_fault("invalid", balancer.cycle.tally.reason if balancer.cycle else "")
         self._drain(balancer)
 
     def _failed(self, event: PolicyFailed) -> None:
@@ -214,6 +215,7 @@ class Node:
     def _policy_at_fault(self, outcome: str, detail: str) -> None:
         name = self.settings.policy.name
         self._note("warning", "policy failed", policy=name, outcome=outcome, detail=detail)
+        self.out.append(RememberFault(name, outcome, detail))
         if self.breaker.failed():
             self._note(
                 "error",
@@ -257,6 +259,7 @@ class Node:
 
     def _shadow_at_fault(self, name: str, outcome: str, detail: str) -> None:
         self._note("warning", "shadow failed", policy=name, outcome=outcome, detail=detail)
+        self.out.append(RememberFault(name, outcome, detail))
         breaker = self.shadow_breakers.get(name)
         if breaker is not None and breaker.failed():
             self._note("error", "shadow suspended", policy=name, failures=breaker.limit)

@@ -17,6 +17,7 @@ from eplbd.core.events import (
     PolicyFailed,
     Received,
     Reconfigured,
+    RememberFault,
     Send,
     Stop,
     Stopping,
@@ -159,6 +160,8 @@ def test_three_failures_suspend_the_policy_until_it_is_changed() -> None:
     events = [e.event for e in world.log if isinstance(e, Note)]
     assert events.count("policy failed") == 3
     assert events.count("policy suspended, hold takes over") == 1
+    kept = [e for e in world.effects if isinstance(e, RememberFault)]
+    assert [fault.outcome for fault in kept] == ["raised"] * 3
     world.feed(Reconfigured(Settings(QUICK.balance, QUICK.epoch, policy=PolicySettings("other"))))
     assert not node.statistics().suspended
     world.run(4000)
@@ -179,6 +182,9 @@ def test_an_invalid_proposal_is_refused_whole() -> None:
     ended = [e for e in world.log if isinstance(e, CycleEnded)]
     assert ended[-1].outcome == "failed"
     assert "layer 0, rank 0, slot 0" in ended[-1].reason
+    (kept,) = (e for e in world.effects if isinstance(e, RememberFault))
+    assert (kept.policy, kept.outcome) == (QUICK.policy.name, "invalid")
+    assert "layer 0, rank 0, slot 0" in kept.detail
     assert not any(isinstance(e, Send) and isinstance(e.message, m.Prepare) for e in world.effects)
 
 
