@@ -17,6 +17,12 @@ PROJECT = "eplbd"
 API = 1
 """Version of the contract on this page. A policy states the one it was written for."""
 
+CAPABILITIES = {
+    "shares": "an engine that splits an expert's tokens over its replicas as told",
+}
+"""What a policy may need that not every engine has: the words of `needs`, each with its meaning.
+Words may be added without a new API version: a policy that needs one that is unknown is refused."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -27,6 +33,11 @@ class Policy(Protocol):
     Options: optional; a `msgspec.Struct` whose fields, each with a default, are the keys of
     `[policy.options]`. A class that declares it is created with an instance of it, any other class
     with no argument.
+
+    needs: optional; names out of `CAPABILITIES` without which the policy makes no sense, such as
+    `frozenset({"shares"})`. Where the engine has no such thing the policy is not asked; each
+    question counts as a failure of it, so that it is suspended, loudly. A policy that merely
+    profits from a capability looks at the budget instead.
     """
 
     @property
@@ -46,6 +57,7 @@ class Policy(Protocol):
 
         All arrays are read-only. The answer has the shape of `current`, every expert in every
         layer, and no expert twice on one rank; `current` itself means that nothing is worth moving.
+        It may carry shares where `budget.weighted` says so, and must not elsewhere.
         The same arguments must give the same answer. An answer that is late, malformed or an
         exception counts as a failure and changes nothing; nobody repairs it.
         """

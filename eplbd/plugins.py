@@ -22,7 +22,7 @@ import pluggy
 
 from eplbd import hookspecs
 from eplbd.errors import ConfigError, PolicyError
-from eplbd.hookspecs import API, Policy
+from eplbd.hookspecs import API, CAPABILITIES, Policy
 from eplbd.sources import near
 
 GROUP = "eplbd.policies"
@@ -256,7 +256,28 @@ def name_of(policy: type[Policy], plugin: Plugin) -> str:
         isinstance(options, type) and issubclass(options, msgspec.Struct)
     ):
         raise PolicyError(f"class {called}: Options must be a msgspec.Struct")
+    _check_needs(name, policy)
     return name
+
+
+def needs_of(policy: type[Policy]) -> frozenset[str]:
+    """What the policy says that it needs of an engine; names out of `hookspecs.CAPABILITIES`."""
+    return frozenset(getattr(policy, "needs", ()))
+
+
+def _check_needs(name: str, policy: type[Policy]) -> None:
+    needs: object = getattr(policy, "needs", frozenset())
+    if not isinstance(needs, frozenset | set):
+        raise PolicyError(
+            f"policy `{name}`: needs is {needs!r}; expected a set of names, such as "
+            'frozenset({"shares"})'
+        )
+    for need in sorted(map(str, needs - CAPABILITIES.keys())):
+        raise PolicyError(
+            f"policy `{name}` needs `{need}`, which this eplbd does not know"
+            f"{near(need, CAPABILITIES)}; it knows {', '.join(CAPABILITIES)}: upgrade eplbd if the "
+            "name is right"
+        )
 
 
 def _sentence(error: BaseException) -> str:

@@ -119,7 +119,7 @@ class Guest:
     def answer(self, ask: Ask) -> Answer | Fault:
         """Ask the policy. Its every way of failing, short of ending the process, is a `Fault`."""
         if "shares" in self._needs and not ask.weighted:
-            reason = f"the policy needs `shares`, which is {CAPABILITIES['shares']}; this one is not"
+            reason = f"the policy needs `shares`, {CAPABILITIES['shares']}; this one does not"
             return Fault(ask.request, "invalid", 0.0, reason)
         _, ranks, per_rank = ask.current.shape
         current = Placement(ask.current, ask.experts, ask.shares)
