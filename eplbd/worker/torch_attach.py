@@ -33,7 +33,8 @@ class Membership:
     """This rank's place in the EP group.
 
     store: the group's own, reachable from all its ranks. weighted: whether the engine splits an
-    expert's tokens over its replicas as `Prepare.parts` says.
+    expert's tokens over its replicas as `Prepare.parts` says. counts: what the engine's layers
+    count, and so how many columns the counters have.
     """
 
     group: str
@@ -42,6 +43,7 @@ class Membership:
     store: Store
     dispatch: Dispatch = Dispatch.ALL_TO_ALL
     weighted: bool = False
+    counts: Counts = Counts.RECEIVED
 
 
 def attach(
@@ -65,7 +67,7 @@ def attach(
         rank=membership.rank,
         node=sockets.gethostname(),
         dispatch=membership.dispatch,
-        counts=Counts.RECEIVED,
+        counts=membership.counts,
         weighted=membership.weighted,
     )
     register = stack.enter_context(TorchRegister(membership.store))

@@ -1,5 +1,6 @@
-"""Where the vLLM adapters of eplbd will live. There are none yet.
+"""vLLM adapters of eplbd: what joins a rank of a serving engine to the daemon of its node.
 
-Installing this distribution changes nothing: it registers no entry point, so vLLM does not load
-it, and importing it does nothing.
+vLLM loads `plugin` by its entry point in `vllm.general_plugins`; nothing has to be imported by
+hand. Owns nothing itself. Only the modules named `torch_*` and `selection` import torch, and none
+imports vLLM before the engine has.
 """
