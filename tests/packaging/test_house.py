@@ -14,6 +14,7 @@ _TORCH = (
     "eplbd/offline/formats/torch_",
     "eplbd/demo/",
     "plugins/vllm/eplbd_vllm/torch_",
+    "plugins/vllm/eplbd_vllm/ascend/engine.py",  # names types alone
     "plugins/vllm/eplbd_vllm/ascend/torch_",
     "plugins/vllm/eplbd_vllm/demo/torch_",
     "plugins/vllm/eplbd_vllm/selection.py",

@@ -1,0 +1,108 @@
+"""One rank of vllm-ascend on CPU, a process: `python -m tests.ascend.rank`, told on stdin.
+
+Serves until every rank has come through some epochs, then looks at all that it holds: every tensor
+of every slot against the same expert made by the same sources elsewhere, every map against the
+engine's own arithmetic.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+from tests.ascend import stubs
+from tests.ascend.control import Report, Setting
+
+MEETING = timedelta(seconds=60)
+SERVE_S = 60.0
+"""Until all ranks have come through their epochs; a few seconds."""
+PERIOD_S = 0.01
+
+
+def main() -> None:
+    """Serve, look, tell."""
+    setting = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setting)
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", VLLM_VERSION="0.23.0", DYNAMIC_EPLB="true")
+    stubs.install(Path(setting.source))
+    # First: what it is imported by imports it in turn.
+    from tests.ascend.engine import load
+
+    load("quantization.methods.w8a8_dynamic")
+    load("ops.fused_moe.fused_moe")
+    store = TCPStore("127.0.0.1", setting.port, None, False, MEETING)
+    dist.init_process_group("gloo", store=store, rank=setting.rank, world_size=setting.ranks)
+    report = serve(setting)
+    dist.destroy_process_group()
+    os.write(1, msgspec.json.encode(report) + b"\n")
+
+
+def serve(setting: Setting) -> Report:
+    """Attach, run forwards, come to a common end."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    from eplbd_vllm.ascend.torch_guest import Guest
+    from eplbd_vllm.settings import Settings
+    from tests.ascend.audit import Audit
+    from tests.ascend.engine import Engine
+
+    engine = Engine(setting)
+    settings = Settings(setting.socket, "tiny", "auto", 2)
+    guest = Guest(engine.worker, settings, _get_default_store(), stubs.CURRENT.group)
+    audit = Audit(engine)
+    with ExitStack() as stack:
+        stack.callback(end, engine)
+        complaint = guest.attach()
+        if complaint:
+            return Report(setting.rank, complaint=complaint)
+        stack.callback(guest.leave)
+        deadline = time.monotonic() + SERVE_S
+        going, epoch = torch.ones(1), 0
+        while going.item():
+            began = time.monotonic()
+            guest.before_forward()
+            engine.forward()
+            guest.after_forward(64, dummy=False, phase=0)
+            assert guest._agent is not None  # noqa: SLF001 - it is attached
+            epoch = guest._agent.machine.epoch  # noqa: SLF001
+            going.fill_(epoch < setting.epochs and began < deadline)
+            dist.all_reduce(going)
+            time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
+        assert guest.maps is not None
+        assert guest.initial is not None
+        placement = guest.maps.placement
+        return Report(
+            rank=setting.rank,
+            epoch=epoch,
+            digest=placement.digest,
+            moved=int((placement.slots != guest.initial.slots)[:, setting.rank].sum()),
+            forwards=engine.forwards,
+            checked_bytes=audit.contents(placement),
+            retired=audit.retired(),
+            wrong=[*audit.wrong, *audit.maps(placement), *audit.addresses()],
+        )
+
+
+def end(engine: object) -> None:
+    """Leave no process behind, whatever happened."""
+    for child in getattr(engine, "children", ()):
+        if child.is_alive():
+            child.kill()
+            child.join()
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise")
+    main()
