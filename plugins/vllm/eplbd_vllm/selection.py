@@ -73,7 +73,7 @@ def map_and_record(  # noqa: PLR0913 -- the engine's own signature, to be put in
     if turn is None:
         turn = (expert * counted).sum()
     # Neighbouring experts begin at neighbouring replicas, or all odd tokens went to the first.
-    replicas = logical_replica_count.clamp_min(1).index_select(0, expert.flatten())
+    replicas = logical_replica_count.index_select(0, expert.flatten())
     replica = (place + expert + (turn + offset)).flatten() % replicas
     entry = (expert * width).flatten() + replica
     slot = logical_to_physical_map.reshape(-1).index_select(0, entry)
@@ -85,50 +85,41 @@ def map_and_record(  # noqa: PLR0913 -- the engine's own signature, to be put in
 def _place(
     expert: Tensor, known: Tensor, experts: int, unpadded: Tensor | None, first_token: int
 ) -> tuple[Tensor, Tensor]:
-    """Who counts, bool, and everybody's place in the queue of the expert, int64: `[tokens, topk]`.
+    """Who counts, bool, and everybody's place in the queue of the expert, from 1: `[tokens, topk]`.
 
-    Padding is computed too. It is dealt by its position, as it mostly repeats one routing.
+    expert: `[tokens, topk]` int64 in `0..experts-1`. known: bool of that shape. Padding is computed
+    too. It is dealt by its position, as it mostly repeats one routing.
     """
-    if unpadded is None:
-        return known, _queue(expert, known, experts)
     row = torch.arange(expert.shape[0], device=expert.device)[:, None]
+    queue = _by_grid if expert.shape[0] * experts <= _GRID_CELLS else _by_sort
+    if unpadded is None:
+        return known, queue(expert, known, row, experts)
     if unpadded.ndim == 0:
         valid = row + first_token < unpadded
     else:
         block = row[: expert.shape[0] // unpadded.shape[0]].T + first_token
         valid = torch.lt(block, unpadded[:, None]).reshape(-1, 1)
     counted = known & valid
-    return counted, torch.where(valid, _queue(expert, counted, experts), row)
+    return counted, torch.where(valid, queue(expert, counted, row, experts), row)
 
 
-def _queue(expert: Tensor, counted: Tensor, experts: int) -> Tensor:
-    """`[tokens, topk]` int64: how many earlier tokens counted with the same expert.
-
-    expert: `[tokens, topk]` int64 in `0..experts-1`. counted: bool of that shape; what does not
-    count delays nobody, and its own place means nothing.
-    """
-    if expert.shape[0] * experts <= _GRID_CELLS:
-        return _queue_by_grid(expert, counted, experts)
-    return _queue_by_sort(expert, counted, experts)
-
-
-def _queue_by_grid(expert: Tensor, counted: Tensor, experts: int) -> Tensor:
-    """As `_queue`, from running totals of `[experts, tokens]` int32."""
+def _by_grid(expert: Tensor, counted: Tensor, row: Tensor, experts: int) -> Tensor:
+    """Places of what counts, from running totals of `[experts, tokens]`; others' mean nothing."""
     tokens = expert.shape[0]
-    row = torch.arange(tokens, device=expert.device)[:, None]
     cell = (expert * tokens + row).flatten()
     grid = torch.zeros(experts * tokens, dtype=torch.int32, device=expert.device)
     grid.index_add_(0, cell, counted.flatten().to(torch.int32))
     grid.view(experts, tokens).cumsum_(1)
-    return grid.index_select(0, cell).view_as(expert).long() - 1
+    return grid.index_select(0, cell).view_as(expert)
 
 
-def _queue_by_sort(expert: Tensor, counted: Tensor, experts: int) -> Tensor:
-    """As `_queue`, from a stable sort: the places of an expert's queue are then consecutive."""
+def _by_sort(expert: Tensor, counted: Tensor, row: Tensor, experts: int) -> Tensor:
+    """As `_by_grid`, from a stable sort, in which the choices of one expert are consecutive."""
     # Sorting takes time by the bytes of its keys.
     narrow = torch.int16 if experts <= torch.iinfo(torch.int16).max else torch.int32
     key = torch.where(counted, expert, experts).flatten().to(narrow)
     queued, order = key.sort(stable=True)
-    heads = torch.searchsorted(queued, torch.arange(experts + 1, device=key.device).to(narrow))
-    place = torch.arange(key.shape[0], device=key.device) - heads.index_select(0, queued.int())
+    heads = torch.searchsorted(queued, torch.arange(experts + 1, device=row.device).to(narrow))
+    ranked = torch.arange(1, key.shape[0] + 1, device=row.device)
+    place = ranked - heads.index_select(0, queued.int())
     return torch.empty_like(place).scatter_(0, order, place).view_as(expert)
