@@ -48,10 +48,15 @@ class FixedMap:
 
 
 def misfit(wanted: Placement, current: Placement) -> str:
-    """Why a map cannot be one of this group, by its shape; empty if it may be."""
+    """Why a map cannot be one of this group, by its shape; empty if it is."""
     shape, expected = wanted.slots.shape, current.slots.shape
     if shape == expected:
-        return ""
+        if wanted.experts == current.experts:
+            return ""
+        return (
+            f"balance.map: layer 0: the map places {wanted.experts} experts, expected "
+            f"{current.experts}; record one of this group"
+        )
     layer = min(shape[0], expected[0]) if shape[1:] == expected[1:] else 0
     return (
         f"balance.map: layer {layer}: the map has shape {list(shape)}, expected {list(expected)} "
