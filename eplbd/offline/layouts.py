@@ -33,8 +33,13 @@ def unbalanced(layers: int, experts: int, ranks: int) -> Placement:
     """What serves where no balancer is enabled: the experts in order, each once.
 
     Where ranks do not divide experts the last ranks hold one less; they fill up with a copy of
-    their own first expert, which changes no load.
+    their own last expert, which changes no load. Raises ConfigError where there are more ranks than
+    experts.
     """
+    if ranks > experts:
+        raise ConfigError(
+            f"{experts} experts on {ranks} ranks without copies; expected an expert each"
+        )
     blocks = np.array_split(np.arange(experts, dtype=np.int32), ranks)
     widest = len(blocks[0])
     rows = np.stack([np.pad(block, (0, widest - len(block)), mode="edge") for block in blocks])
