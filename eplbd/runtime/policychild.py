@@ -83,7 +83,8 @@ class PolicyChild:
         )
         if niceness:
             with contextlib.suppress(ProcessLookupError):  # it ended at once: found out later
-                os.setpriority(os.PRIO_PGRP, process.pid, niceness)
+                ours = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(os.PRIO_PGRP, process.pid, min(19, ours + niceness))
         return cls(process, on_line)
 
     @property
