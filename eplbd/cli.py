@@ -98,14 +98,16 @@ def check(loaded: Loaded) -> None:
 @main.command()
 @configured
 def policies(loaded: Loaded) -> None:
-    """List the policies of all enabled plugins, and what is wrong with those that offer none."""
-    import anyio
+    """List the policies of all enabled plugins, and what is wrong with those that offer none.
 
-    from eplbd.runtime.policyhost import list_policies
+    The last error of a policy is what the daemon of this configuration had to say of it.
+    """
+    from eplbd.runtime.inventory import inventory
 
-    memory_bytes = loaded.config.policy.memory_bytes
-    listing = anyio.run(list_policies, loaded.config.plugins, memory_bytes)
-    _table([("policy", "plugin", "distribution", "version", "api", "error"), *listing.rows])
+    rows, missing = inventory(loaded.config)
+    _table(rows)
+    if missing:
+        click.echo(f"eplbd: {missing}", err=True)
 
 
 @main.command()

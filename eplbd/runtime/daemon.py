@@ -31,6 +31,7 @@ from eplbd.errors import (
     PolicyError,
     RemoteProtocolError,
 )
+from eplbd.runtime.faults import write_faults
 from eplbd.runtime.fixedmap import load_map
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
@@ -88,6 +89,7 @@ class Daemon:
         self._desk: PolicyDesk
         self._seqs: OrderedDict[bytes, int] = OrderedDict()
         self._unwritten: dict[str, e.Persist] = {}
+        self._faults: dict[str, e.RememberFault] = {}
         self._to_write = anyio.Event()
         self._written = anyio.Event()
         self._to_reload = anyio.Event()
@@ -127,6 +129,10 @@ class Daemon:
                     tasks.cancel_scope.cancel()
                 else:
                     self._begin(tasks, store)
+            if isinstance(refused, PolicyError):
+                name = self._config.policy.name
+                self._faults[name] = e.RememberFault(name, "start", str(refused))
+                await self._write_faults()
         if refused is not None:
             raise refused
 
@@ -167,7 +173,7 @@ class Daemon:
         self._take(e.Stopping())
         with anyio.move_on_after(STOP_S) as patience:
             await self._stopped.wait()
-            while self._unwritten:
+            while self._unwritten or self._faults:
                 await self._written.wait()
         if patience.cancelled_caught:
             self._log.logger.warning("stopped midway, the workers end the epoch", after_s=STOP_S)
@@ -249,6 +255,9 @@ class Daemon:
             case e.Persist(group):
                 self._unwritten[group] = effect
                 self._to_write.set()
+            case e.RememberFault(policy):
+                self._faults[policy] = effect
+                self._to_write.set()
             case e.EpochEnded(epoch=epoch, outcome=outcome):
                 self._log.effect(effect)
                 workers = self._node.statistics().workers
@@ -289,8 +298,18 @@ class Daemon:
                     self._take(e.PersistFailed(group, str(error)))
                 if self._unwritten[group] is persist:
                     del self._unwritten[group]
+            await self._write_faults()
             self._written.set()
             self._written = anyio.Event()
+
+    async def _write_faults(self) -> None:
+        """Keep what the policies did wrong; that it cannot be kept is worth a line, no more."""
+        faults, self._faults = self._faults, {}
+        directory = Path(self._started_with.daemon.state_dir)
+        try:
+            await anyio.to_thread.run_sync(write_faults, directory, faults)
+        except OSError as error:
+            self._log.logger.warning("policy faults not stored", reason=str(error))
 
     # --- reload ---------------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ def write_faults(directory: Path, faults: Mapping[str, RememberFault]) -> None:
     Raises:
         OSError: It could not be written; what there was is still there.
     """
+    if not faults:
+        return
     known, now = read_faults(directory), datetime.now(UTC)
     for name, fault in faults.items():
         count = known[name].faults + 1 if name in known else 1
@@ -67,7 +69,8 @@ def write_faults(directory: Path, faults: Mapping[str, RememberFault]) -> None:
 
 
 def sentence(detail: str) -> str:
-    """One line of a fault's detail: a traceback's last, of anything else the first."""
-    lines = [line.strip() for line in detail.splitlines() if line.strip()] or ["-"]
-    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    """One line of a fault's detail: what stands before a traceback, and the last of that."""
+    head, mark, trace = detail.partition("Traceback (most recent call last)")
+    lines = [part.strip().splitlines() for part in (head, trace if mark else "")]
+    line = ": ".join(part[i].strip() for part, i in zip(lines, (0, -1), strict=True) if part) or "-"
     return line if len(line) <= SENTENCE_CHARS else line[: SENTENCE_CHARS - 1] + "…"

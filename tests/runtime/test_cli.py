@@ -77,12 +77,12 @@ def test_check_finds_what_only_the_policy_child_knows(setting: str, message: str
 @pytest.mark.slow
 def test_policies_shows_provenance_and_errors() -> None:
     done = run("policies", "-o", f"plugins.modules={GUESTS / 'unimportable.py'}")
-    rows = {line.split()[1]: line.split(maxsplit=5) for line in done.output.splitlines()}
+    rows = {line.split()[1]: line.split(maxsplit=6) for line in done.output.splitlines()}
     version = metadata.version("eplbd-policies")
-    assert rows["greedy"] == ["greedy", "greedy", "eplbd-policies", version, "1", "-"]
+    assert rows["greedy"] == ["greedy", "greedy", "eplbd-policies", version, "1", "-", "-"]
     assert rows["hold"][2] == "eplbd"
     assert rows["unimportable"][0] == "-"
-    assert rows["unimportable"][5].startswith("ModuleNotFoundError")
+    assert rows["unimportable"][6].startswith("ModuleNotFoundError")
     assert done.exit_code == 0
 
 

@@ -30,6 +30,7 @@ def test_the_newest_is_kept_and_all_are_counted(tmp_path: Path) -> None:
     ("detail", "line"),
     [
         (TRACEBACK, "ValueError: no such thing"),
+        (f"cannot start\n{TRACEBACK}", "cannot start: ValueError: no such thing"),
         ("no answer within 1 s: killed\nloading numba", "no answer within 1 s: killed"),
         ("\n\n  invalid: layer 0  \nmore", "invalid: layer 0"),
         ("", "-"),

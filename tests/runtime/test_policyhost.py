@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from eplbd import config
 from eplbd.core.heat import Budget, Heat
-from eplbd.core.placement import Placement
+from eplbd.core.placement import Placement, validate
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, LocalProtocolError, PolicyError
 from eplbd.runtime.policyhost import Failure, PolicyHost, Proposal, list_policies
@@ -48,9 +48,16 @@ def host_of(
     return PolicyHost(policy, config.Plugins(enabled=(), modules=modules), start_s=start_s)
 
 
-async def ask(host: PolicyHost, heat: Heat, deadline_s: float = 5.0) -> Proposal | Failure:
-    budget = Budget(moves=None, bytes=None, deadline_s=deadline_s, expert_bytes=1)
-    return await host.propose(heat, TOPOLOGY, CURRENT, budget)
+async def ask(
+    host: PolicyHost,
+    heat: Heat,
+    deadline_s: float = 5.0,
+    *,
+    weighted: bool = False,
+    current: Placement = CURRENT,
+) -> Proposal | Failure:
+    budget = Budget(None, None, deadline_s=deadline_s, expert_bytes=1, weighted=weighted)
+    return await host.propose(heat, TOPOLOGY, current, budget)
 
 
 def pid_of(host: PolicyHost) -> int:
@@ -248,6 +255,28 @@ async def test_a_policy_that_cannot_start_says_why(guest: str, message: str) -> 
             pass
 
 
+async def test_shares_travel_both_ways() -> None:
+    async with host_of("weigher", name="weigher") as host:
+        first = await ask(host, window(), weighted=True)
+        assert isinstance(first, Proposal)
+        assert first.shares is not None
+        judged = validate(first.slots, experts=8, topology=TOPOLOGY, layers=2, shares=first.shares)
+        assert judged.shares is not None
+        second = await ask(host, window(), weighted=True, current=judged)
+        assert isinstance(second, Proposal)
+        assert second.shares is not None
+        assert np.array_equal(second.shares, judged.shares), "it says what is in force again"
+
+
+async def test_a_policy_that_needs_shares_is_not_asked_where_there_are_none() -> None:
+    async with host_of("weigher", name="weigher") as host:
+        failure = await ask(host, window())
+        assert isinstance(failure, Failure)
+        assert failure.outcome == "invalid"
+        assert "needs `shares`, an engine that splits" in failure.detail
+        assert isinstance(await ask(host, window(), weighted=True), Proposal)
+
+
 async def test_a_broken_plugin_does_not_take_the_others_down() -> None:
     async with host_of("unimportable", "quitter", "future", "faulty") as host:
         assert isinstance(await ask(host, window()), Proposal)
@@ -260,16 +289,17 @@ async def test_an_exception_in_the_body_is_not_wrapped() -> None:
 
 
 async def test_listing_shows_offers_and_faults_with_provenance() -> None:
-    modules = tuple(str(GUESTS / f"{guest}.py") for guest in ("faulty", "unimportable", "future"))
+    guests = ("faulty", "unimportable", "future", "weigher")
+    modules = tuple(str(GUESTS / f"{guest}.py") for guest in guests)
     found = await list_policies(config.Plugins(enabled=(), modules=modules), MEMORY_BYTES)
-    rows = {row[1]: row for row in found.rows}
-    assert rows["hold"][0] == "hold"
-    assert rows["hold"][2] == "eplbd"
-    assert rows["faulty"][0] == "faulty"
-    assert rows["faulty"][4:] == ("1", "-")
-    assert rows["unimportable"][0] == "-"
-    assert "nowhere_to_be_found" in rows["unimportable"][5]
-    assert "policy API 2" in rows["future"][5]
+    rows = {row.plugin: row for row in found.rows}
+    assert (rows["hold"].policy, rows["hold"].distribution) == ("hold", "eplbd")
+    faulty = rows["faulty"]
+    assert (faulty.policy, faulty.api, faulty.needs, faulty.error) == ("faulty", "1", "", "")
+    assert rows["weigher"].needs == "shares"
+    assert rows["unimportable"].policy == ""
+    assert "nowhere_to_be_found" in rows["unimportable"].error
+    assert "policy API 2" in rows["future"].error
 
 
 async def test_listing_names_the_plugin_that_took_it_down() -> None:

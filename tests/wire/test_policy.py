@@ -21,6 +21,7 @@ from eplbd.wire.policy import (
     Fault,
     FromChild,
     List,
+    Listed,
     Listing,
     Open,
     Ready,
@@ -89,7 +90,7 @@ def test_what_the_parent_says_arrives(message: ToChild) -> None:
         Answer(7, 0.25, np.zeros((0, 3))),
         Answer(7, 0.25, np.array(3.5)),
         Fault(7, "raised", 0.0, "Traceback"),
-        Listing((("hold", "hold", "eplbd", "1.0", "1", "-"),)),
+        Listing((Listed("hold", "eplbd", "1.0", policy="hold", api="1"),)),
     ],
 )
 def test_what_the_child_says_arrives(message: FromChild) -> None:
