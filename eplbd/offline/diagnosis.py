@@ -11,7 +11,8 @@ from eplbd.offline.progress import progress
 from eplbd.offline.settings import Options, prepare
 from eplbd.offline.simulation import described
 from eplbd.offline.table import aligned, emit_json
-from eplbd.offline.verdict import Terms, Verdict, judge
+from eplbd.offline.terms import Terms
+from eplbd.offline.verdict import Verdict, judge
 
 
 def run(options: Options, terms: Terms) -> tuple[Evidence, Verdict]:
@@ -102,7 +103,7 @@ def _placements(evidence: Evidence, terms: Terms) -> str:
     ):
         error = f"± {gain.error:.2%}" if math.isfinite(gain.error) else ""
         rows.append([name, f"{gain.par:.3f}", f"{gain.mean:+.2%} {error}".strip()])
-        rows[-1].append(f"{terms.saved_ms(gain):+.2f}")
+        rows[-1].append(f"{terms.saved_ms(gain.mean):+.2f}")
     return aligned(("placement", "PAR", "gain", "ms saved"), rows)
 
 
@@ -111,7 +112,7 @@ def _redundancy(evidence: Evidence, verdict: Verdict, terms: Terms) -> str:
         [
             f"{one.slots}{' (recommended)' if one.slots == verdict.slots else ''}",
             f"{one.gain.par:.3f}",
-            f"{terms.saved_ms(one.gain):+.2f}",
+            f"{terms.saved_ms(one.gain.mean):+.2f}",
             f"{one.rank_bytes / 1e9:.1f}",
         ]
         for one in evidence.redundancy

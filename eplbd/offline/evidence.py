@@ -8,51 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from eplbd.core.heat import Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.offline import layouts
-from eplbd.offline.forecast import Floats, Forecast, alike, forecast
+from eplbd.offline.forecast import Forecast, alike, forecast
 from eplbd.offline.guests import Guest
 from eplbd.offline.links import Transfer, transfer
-from eplbd.offline.measure import joined, loads
+from eplbd.offline.measure import Gain, gained, joined, loads
 from eplbd.offline.settings import Task
 from eplbd.offline.simulate import Result, simulate
 from eplbd.offline.windows import Rows
 
 _SWEPT_WINDOWS = 6
 _LAGS = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gain:
-    """What one way of serving takes off the hottest ranks' load, against no balancer.
-
-    par: sum of hottest loads over sum of mean loads, all judged steps and layers. shares: `[judged
-    windows]`, by how much the sum of hottest loads is less, as a fraction; negative if it is more.
-    """
-
-    par: float
-    shares: Floats
-
-    @property
-    def mean(self) -> float:
-        """Mean over windows."""
-        return float(self.shares.mean())
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean; infinite where one window has to speak for all."""
-        count = len(self.shares)
-        return float(self.shares.std(ddof=1) / np.sqrt(count)) if count > 1 else float("inf")
-
-    def beyond_chance(self, errors: float = 2.0) -> bool:
-        """Whether the gain is positive by that many standard errors."""
-        if len(self.shares) == 1:
-            return self.mean > 0
-        return self.mean > errors * self.error and self.mean > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +97,10 @@ def _off(task: Task) -> Placement:
 
 def _gain(off: Placement, on: list[Placement], windows: list[Rows]) -> Gain:
     """Gain of each placement on its window."""
-    before = [loads(off, window) for window in windows]
-    after = [loads(placement, window) for placement, window in zip(on, windows, strict=True)]
-    shares = [
-        1 - b.hottest.sum() / a.hottest.sum() if a.hottest.sum() else 0.0
-        for a, b in zip(before, after, strict=True)
-    ]
-    return Gain(joined(after).total, np.array(shares, dtype=np.float64))
+    return gained(
+        [loads(off, window) for window in windows],
+        [loads(placement, window) for placement, window in zip(on, windows, strict=True)],
+    )
 
 
 def _oracle(guest: Guest, task: Task, window: Rows, done: Callable[[], object]) -> Placement:

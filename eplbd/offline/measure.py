@@ -69,6 +69,44 @@ def joined(parts: list[Loads]) -> Loads:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gain:
+    """What one way of serving takes off the hottest ranks' load, against no balancer.
+
+    par: sum of hottest loads over sum of mean loads, all judged steps and layers. shares: `[judged
+    windows]`, by how much the sum of hottest loads is less, as a fraction; negative if it is more.
+    """
+
+    par: float
+    shares: Floats
+
+    @property
+    def mean(self) -> float:
+        """Mean over windows."""
+        return float(self.shares.mean())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; infinite where one window has to speak for all."""
+        count = len(self.shares)
+        return float(self.shares.std(ddof=1) / np.sqrt(count)) if count > 1 else float("inf")
+
+    def beyond_chance(self, errors: float = 2.0) -> bool:
+        """Whether the gain is positive by that many standard errors."""
+        if len(self.shares) == 1:
+            return self.mean > 0
+        return self.mean > errors * self.error and self.mean > 0
+
+
+def gained(before: list[Loads], after: list[Loads]) -> Gain:
+    """Gain over windows, each under what served before and under what is to serve."""
+    shares = [
+        1 - b.hottest.sum() / a.hottest.sum() if a.hottest.sum() else 0.0
+        for a, b in zip(before, after, strict=True)
+    ]
+    return Gain(joined(after).total, np.array(shares, dtype=np.float64))
+
+
 def moved(before: Placement, after: Placement) -> int:
     """Moves between two placements: experts newly hosted by a rank, over all layers."""
     return int(np.count_nonzero(after.hosts() & ~before.hosts()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.hold import Hold
 from eplbd.hookspecs import Policy
+from eplbd.offline import layouts
 from eplbd.offline.guests import Guest
 from eplbd.offline.links import Bandwidth, Transfer, transfer
 from eplbd.offline.measure import Loads, joined, loads, moved
@@ -159,6 +160,19 @@ def baseline(
 ) -> Result:
     """The same windows if nothing ever moved."""
     return simulate(windows, Hold(), topology, initial, budget)
+
+
+def unbalanced(windows: Sequence[NDArray[np.integer]], ranks: int, budget: Budget) -> Result | None:
+    """The same windows with no balancer enabled: the experts in order, each once, no copies.
+
+    None where that cannot be: fewer experts than ranks.
+    """
+    _, layers, experts = windows[0].shape
+    if experts < ranks:
+        return None
+    placement = layouts.unbalanced(layers, experts, ranks)
+    group = Topology.single_node(ranks, placement.slots_per_rank)
+    return replace(baseline(windows, group, placement, budget), policy="off")
 
 
 def _steps(window: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -13,8 +13,9 @@ import click
 
 from eplbd.offline.progress import progress
 from eplbd.offline.settings import Options, Task, prepare
-from eplbd.offline.simulate import Result, baseline, simulate
+from eplbd.offline.simulate import Result, baseline, simulate, unbalanced
 from eplbd.offline.table import aligned, emit_json, figure, size
+from eplbd.offline.terms import Terms
 
 _COLUMNS = (
     ("PAR mean", "par_mean", 3),
@@ -30,9 +31,10 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulation:
-    """A task and its results, `hold` first."""
+    """A task and its results, `hold` first. off: with no balancer at all, for comparison."""
 
     task: Task
+    off: Result | None
     results: tuple[Result, ...]
 
 
@@ -55,16 +57,17 @@ def run(options: Options) -> Simulation:
             )
             for guest in guests
         ]
-    return Simulation(task, tuple(results))
+    off = unbalanced(task.windows, task.topology.ranks, task.budget)
+    return Simulation(task, off, tuple(results))
 
 
-def command(options: Options, json: str | None, report: Path | None) -> None:
+def command(options: Options, terms: Terms, json: str | None, report: Path | None) -> None:
     """Run, and print the table, the JSON, the report."""
     simulation = run(options)
     if report is not None:
         from eplbd.offline.report import write  # noqa: PLC0415  # needs the extra
 
-        write(report, simulation)
+        write(report, simulation, terms)
     if json is not None:
         emit_json(json, [result.row() for result in simulation.results])
     if json != "-":
@@ -86,6 +89,10 @@ def text(simulation: Simulation) -> str:
         for row, result in zip(rows, simulation.results, strict=True)
     ]
     lines = [described(task), "", aligned(header, body)]
+    if simulation.off is not None:
+        lines.append(
+            f"without a balancer, and without copies, PAR paid: {simulation.off.par_paid:.3f}"
+        )
     for result in simulation.results:
         lines += [f"\n{result.policy} failed: {failure}" for failure in result.failures[:3]]
     return "\n".join(lines)

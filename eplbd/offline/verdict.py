@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from eplbd.errors import ConfigError
-from eplbd.offline.evidence import Evidence, Gain, Redundancy
+from eplbd.offline.evidence import Evidence, Redundancy
+from eplbd.offline.measure import Gain
+from eplbd.offline.terms import Terms
 
 Word = Literal["enable", "tune", "leave off"]
 
@@ -19,35 +20,6 @@ _KEPT = 0.9
 
 _ENOUGH = 0.01
 """Redundancy beyond which PAR falls by less than this is not worth its memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What the trace cannot know.
-
-    step_ms: one forward as it is today, without a balancer. moe_share: the part of it that waits
-    for the hottest rank: dispatch, experts and combine of all MoE layers. min_gain: the least part
-    of a forward that is worth the trouble. horizon_s: how long a placement is taken to pay where
-    the trace does not tell, as in eplbd.toml. row_steps: forwards that one row of the trace stands
-    for; None where unknown.
-    """
-
-    step_ms: float = 50.0
-    moe_share: float = 0.3
-    min_gain: float = 0.01
-    horizon_s: float = 600.0
-    row_steps: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.step_ms > 0 and 0 < self.moe_share <= 1 and self.horizon_s > 0):
-            raise ConfigError(
-                f"step {self.step_ms} ms, MoE share {self.moe_share}, horizon {self.horizon_s} s; "
-                "expected a positive time, a share within 0..1 and a positive horizon"
-            )
-
-    def saved_ms(self, gain: Gain) -> float:
-        """Milliseconds off a forward: what waits for the hottest rank shrinks with its load."""
-        return self.step_ms * self.moe_share * gain.mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,14 +45,14 @@ class Verdict:
 
 def judge(evidence: Evidence, terms: Terms) -> Verdict:
     """Conclude."""
-    saved = terms.saved_ms(evidence.on)
+    saved = terms.saved_ms(evidence.on.mean)
     steps = _steps_per_window(evidence, terms)
     cost_ms = (evidence.later or evidence.first).seconds * 1e3
     break_even = cost_ms / saved if saved > 0 else math.inf
     lifetime = steps if steps is not None else terms.horizon_s * 1e3 / terms.step_ms
     best = _best_slots(evidence)
     word, reasons = _conclude(evidence, terms, break_even, lifetime, best)
-    static = terms.saved_ms(evidence.static)
+    static = terms.saved_ms(evidence.static.mean)
     mode: Literal["dynamic", "static", "hold"] = "hold"
     if word != "leave off":
         stable = 0 < _KEPT * max(evidence.on.mean, 0) <= evidence.static.mean
@@ -104,7 +76,7 @@ def _conclude(
     evidence: Evidence, terms: Terms, break_even: float, lifetime: float, best: Redundancy
 ) -> tuple[Word, list[str]]:
     on, name = evidence.on, evidence.task.guests[0].name
-    saved = terms.saved_ms(on)
+    saved = terms.saved_ms(on.mean)
     asked = evidence.task.topology.slots_per_rank
     said = (
         f"{name} takes PAR from {evidence.off_par:.3f} to {on.par:.3f} on windows it has not seen: "
@@ -120,7 +92,7 @@ def _conclude(
                 "moves less"
             )
             return "tune", [said, costs]
-        better = terms.saved_ms(best.gain) - saved
+        better = terms.saved_ms(best.gain.mean) - saved
         if best.slots > asked and better > worth:
             return "tune", [said, f"{best.slots} slots per rank would save {better:.2f} ms more"]
         return "enable", [said]
@@ -134,12 +106,14 @@ def _conclude(
         (best.gain, f"{best.slots} slots per rank"),
     ):
         if _pays(gain, terms, 3.0):
-            return "tune", [said, f"{how} would save {terms.saved_ms(gain):.2f} ms"]
+            return "tune", [said, f"{how} would save {terms.saved_ms(gain.mean):.2f} ms"]
     return "leave off", [said]
 
 
 def _pays(gain: Gain, terms: Terms, errors: float) -> bool:
-    return gain.beyond_chance(errors) and terms.saved_ms(gain) >= terms.min_gain * terms.step_ms
+    return (
+        gain.beyond_chance(errors) and terms.saved_ms(gain.mean) >= terms.min_gain * terms.step_ms
+    )
 
 
 def _asides(evidence: Evidence, mode: str, best: Redundancy) -> list[str]:
