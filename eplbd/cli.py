@@ -16,7 +16,6 @@ import click
 
 if TYPE_CHECKING:
     from eplbd.config import Loaded
-    from eplbd.runtime.policyhost import PolicyHostStatistics
 
 
 class _Plain(click.Group):
@@ -85,14 +84,25 @@ def serve(read: Callable[[], Loaded]) -> None:
 @main.command()
 @configured
 def check(loaded: Loaded) -> None:
-    """Print the configuration in force and start its policy once. Status 1 if anything is wrong."""
+    """Print the configuration in force and start its policies once. Status 1 if something is wrong.
+
+    That is the policy in charge and every shadow; a map of mode static is read as well.
+    """
     import anyio
 
     from eplbd.config import shown
+    from eplbd.runtime.fixedmap import load_map
+    from eplbd.runtime.policydesk import start_once
 
     _table([(path, shown(value), origin) for path, value, origin in loaded.rows()])
-    ready = anyio.run(_first_start, loaded)
-    click.echo(f"\npolicy {ready.policy} of {ready.distribution} {ready.version} is ready")
+    fixed = load_map(loaded)
+    click.echo()
+    if fixed is not None:
+        shape = " x ".join(map(str, fixed.slots.shape))
+        click.echo(f"map of {shape} slots, {fixed.experts} experts, digest {fixed.digest} is ready")
+    for seat, ready in anyio.run(start_once, loaded).items():
+        role = "shadow" if seat else "policy"
+        click.echo(f"{role} {ready.policy} of {ready.distribution} {ready.version} is ready")
 
 
 @main.command()
@@ -161,15 +171,108 @@ def demo(ctx: click.Context, /, json: str | None, **options: object) -> None:
     ctx.exit(run(msgspec.convert(options, Options), json))
 
 
-async def _first_start(loaded: Loaded) -> PolicyHostStatistics:
-    import structlog
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give an offline command the trace, the group and the policies that it is about."""
+    for option in (
+        click.option("--network-gbps", type=float, default=20.0, show_default=True),
+        click.option(
+            "--node-gbps",
+            type=float,
+            default=100.0,
+            show_default=True,
+            help="Gigabytes per second of a rank, within a node and between nodes.",
+        ),
+        click.option("--expert-bytes", type=click.IntRange(1), help="Default: 44 MB."),
+        click.option("--max-bytes", type=click.IntRange(0), help="Of one plan."),
+        click.option("--max-moves", type=click.IntRange(0), help="Of one plan."),
+        click.option("--weighted", is_flag=True, help="The engine takes shares per replica."),
+        click.option(
+            "--initial",
+            default="linear",
+            show_default=True,
+            help="Layout at the start: linear, spread, recorded or a placement file.",
+        ),
+        click.option("--phase", default="all", show_default=True, help="all, prefill or decode"),
+        click.option("--windows", type=click.IntRange(2), default=12, show_default=True),
+        click.option("--module", "modules", multiple=True, help="A plugin that is not installed."),
+        click.option("--option", multiple=True, metavar="POLICY.KEY=VALUE"),
+        click.option("--nodes", type=click.IntRange(1), help="Default: 1, or as recorded."),
+        click.option("--slots", type=click.IntRange(1), help="Per rank; default: one redundant."),
+        click.option("--ranks", type=click.IntRange(1), help="Default: as recorded."),
+        click.argument("trace", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
 
-    from eplbd.runtime.policyhost import PolicyHost
 
-    quiet = structlog.wrap_logger(structlog.ReturnLogger())
-    config = loaded.config
-    async with PolicyHost(config.policy, config.plugins, where=loaded.where, log=quiet) as host:
-        return host.statistics()
+@main.command()
+@grouped
+@click.option("--policy", default="greedy", show_default=True, help="Names between commas.")
+@click.option("--json", help="Write the rows to this file; - is stdout, with nothing else.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page.")
+@click.option("--step-ms", default=50.0, show_default=True, help="A forward; for the report.")
+@click.option("--moe-share", default=0.3, show_default=True, help="Of it, waits for hottest rank.")
+def simulate(json: str | None, report: Path | None, **options: object) -> None:
+    """Plan with each policy on every window of a TRACE, and judge it on the window after."""
+    import msgspec
+
+    from eplbd.offline.settings import Options
+    from eplbd.offline.simulation import command
+    from eplbd.offline.terms import Terms
+
+    command(msgspec.convert(options, Options), msgspec.convert(options, Terms), json, report)
+
+
+@main.command()
+@grouped
+@click.option("--policy", default="greedy", show_default=True, help="One; see `eplbd policies`.")
+@click.option("--step-ms", default=50.0, show_default=True, help="A forward, without a balancer.")
+@click.option("--moe-share", default=0.3, show_default=True, help="Of it, waits for hottest rank.")
+@click.option("--min-gain", default=0.01, show_default=True, help="Share of a forward, to bother.")
+@click.option("--horizon-s", default=600.0, show_default=True, help="A plan's life, if untold.")
+@click.option("--row-steps", type=float, help="Forwards per row; default: as the trace says.")
+@click.option("--json", help="Write the verdict to this file; - is stdout, with nothing else.")
+def diagnose(json: str | None, **options: object) -> None:
+    """Say whether balancing a TRACE pays: enable, tune or leave off, in milliseconds and why."""
+    import msgspec
+
+    from eplbd.offline.diagnosis import command
+    from eplbd.offline.settings import Options
+    from eplbd.offline.terms import Terms
+
+    command(msgspec.convert(options, Options), msgspec.convert(options, Terms), json)
+
+
+@main.command()
+@grouped
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--policy", default="hold", show_default=True, help="Names between commas.")
+@click.option("--against", type=click.Path(path_type=Path), help="A second placement.")
+def plot(out: Path, against: Path | None, **options: object) -> None:
+    """Draw a TRACE, with what policies make of it given --ranks, or a placement, as png or svg."""
+    import msgspec
+
+    from eplbd.offline.drawing import command
+    from eplbd.offline.settings import Options
+
+    command(msgspec.convert(options, Options), out, against)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--from", "read_as", metavar="FORMAT", help="Where the file does not show it.")
+@click.option("--to", "write_as", metavar="FORMAT", help="Where its name does not say it.")
+@click.option("--ranks", type=click.IntRange(1), help="Of a placement that does not tell.")
+@click.option("--topk", type=click.IntRange(1), help="Experts per token, if SOURCE is silent.")
+@click.option("--first-layer", type=click.IntRange(0), help="Number of the first MoE layer.")
+def convert(**options: object) -> None:
+    """Convert a trace or a placement: eplbd, vllm-ascend, SGLang, TensorRT-LLM, Omni."""
+    import msgspec
+
+    from eplbd.offline.conversion import Conversion, command
+
+    command(msgspec.convert(options, Conversion))
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
