@@ -82,10 +82,15 @@ def test_does_as_its_reference(name: str, dtype: Kind, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("over", [0, 1])
-def test_both_ways_of_counting_do_as_the_reference(name: str, over: int) -> None:
+@pytest.mark.parametrize("over", [0, 4])
+@pytest.mark.parametrize("unpadded", [None, 700, [256, 3, 200, 100]])
+def test_both_ways_of_counting_do_as_the_reference(
+    name: str, over: int, unpadded: int | list[int] | None
+) -> None:
     case = large(GRID_CELLS // 64 + over)
-    agree(case, Call.of(case, device_named(name)))
+    case.ids[1::5] = [[-1, *ids[1:]] for ids in case.ids[1::5]]
+    padded = Case(case.ids, case.rows, case.slots, unpadded=unpadded)
+    agree(padded, Call.of(padded, device_named(name)))
 
 
 @given(cases())
