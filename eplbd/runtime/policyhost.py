@@ -271,7 +271,7 @@ class PolicyHost:
         if self._child is not None and not self._child.alive:
             await self._bury("ended between two questions")
         if self._child is None:
-            await anyio.sleep(self._not_before - anyio.current_time())
+            await anyio.sleep(max(0.0, self._not_before - anyio.current_time()))
             try:
                 return await self._start()
             except (ConfigError, PolicyError) as error:

@@ -19,7 +19,7 @@ from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement, validate
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, LocalProtocolError, PolicyError
-from eplbd.runtime.policyhost import Failure, PolicyHost, Proposal, list_policies
+from eplbd.runtime.policyhost import BACKOFF_S, Failure, PolicyHost, Proposal, list_policies
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -195,6 +195,15 @@ async def test_one_question_at_a_time() -> None:
 async def test_a_large_window_travels() -> None:
     async with host_of() as host:
         assert isinstance(await ask(host, window(steps=200_000)), Proposal)
+
+
+async def test_a_question_long_after_a_death_is_answered() -> None:
+    """Its rest is over long before: a policy is asked every ten seconds or so."""
+    async with host_of(options={"fault": "dies"}) as host:
+        assert isinstance(await ask(host, window(TRIGGER)), Failure)
+        rest = anyio.current_time() + BACKOFF_S
+        await until(lambda: anyio.current_time() > rest)
+        assert isinstance(await ask(host, window()), Proposal)
 
 
 async def test_a_guest_that_dies_each_time_is_started_each_time() -> None:
