@@ -99,3 +99,29 @@ def test_a_policy_prints(lab: Lab) -> None:
             until(lambda: printed(line), SUSPENSION_S, f"{line!r} in the log")  # noqa: B023 - at once
         assert not any(lab.daemon.since(mark, "policy failed"))
         _reload(lab)
+
+
+@pytest.mark.parametrize("fault", ["spins", "segfaults", "hoards", "forgets_an_expert"])
+def test_a_shadow_that_misbehaves_costs_itself_alone(lab: Lab, fault: str) -> None:
+    """Epochs go on settling, the active policy is not at fault, the other shadow is scored."""
+    with lab.scenario(f"shadow {fault}"):
+        mark = _reload(
+            lab,
+            **{
+                "policy__shadow": ["unruly", "hold"],
+                "policy__deadline_s": SPIN_S if fault == "spins" else DEADLINE_S,
+                "policy__memory_bytes": MEMORY_BYTES,
+                "plugins__modules": [str(UNRULY)],
+                "policy.shadow_options.unruly__fault": fault,
+            },
+        )
+        suspended = lab.daemon.line("shadow suspended", SUSPENSION_S, mark=mark)
+        assert (suspended["policy"], suspended["failures"]) == ("unruly", 3)
+        later = lab.daemon.mark()
+        lab.settles_further(epochs=2)
+        lab.daemon.line("shadow scored", SUSPENSION_S, mark=later, policy="hold")
+        assert len(list(lab.daemon.since(mark, "shadow failed"))) == 3
+        assert not any(lab.daemon.since(mark, "policy failed"))
+        assert not any(lab.daemon.since(mark, "policy suspended, hold takes over"))
+        assert not any(lab.daemon.since(later, "shadow scored", policy="unruly"))
+        _reload(lab)
