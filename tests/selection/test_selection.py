@@ -223,7 +223,9 @@ def test_is_captured_and_replayed(name: str) -> None:
 def test_compiles_whole_and_equals_eager(name: str, backend: str) -> None:
     device = device_named(name)
     compiled = torch.compile(map_and_record, fullgraph=True, dynamic=True, backend=backend)
-    for tokens in (1, 3, 40, GRID_CELLS // 64 + 8, 2000):
+    # One token is a trace of its own; the compiler proper takes half a minute for each.
+    one = [1] if backend == "aot_eager" else []
+    for tokens in (*one, 3, 40, GRID_CELLS // 64 + 8, 2000):
         case = large(tokens, seed=tokens)
         eager, fast = Call.of(case, device), Call.of(case, device)
         place = fast.load.data_ptr()
