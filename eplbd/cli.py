@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from eplbd.config import Loaded
+    from eplbd.offline.settings import Options
 
 
 class _Plain(click.Group):
@@ -207,7 +208,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @grouped
-@click.option("--policy", default="greedy", show_default=True, help="Names between commas.")
+@click.option("--policy", help="Names between commas; default: as eplbd.toml's default.")
 @click.option("--json", help="Write the rows to this file; - is stdout, with nothing else.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page.")
 @click.option("--step-ms", default=50.0, show_default=True, help="A forward; for the report.")
@@ -216,16 +217,15 @@ def simulate(json: str | None, report: Path | None, **options: object) -> None:
     """Plan with each policy on every window of a TRACE, and judge it on the window after."""
     import msgspec
 
-    from eplbd.offline.settings import Options
     from eplbd.offline.simulation import command
     from eplbd.offline.terms import Terms
 
-    command(msgspec.convert(options, Options), msgspec.convert(options, Terms), json, report)
+    command(_offline(options), msgspec.convert(options, Terms), json, report)
 
 
 @main.command()
 @grouped
-@click.option("--policy", default="greedy", show_default=True, help="One; see `eplbd policies`.")
+@click.option("--policy", help="One; default: as eplbd.toml's default.")
 @click.option("--step-ms", default=50.0, show_default=True, help="A forward, without a balancer.")
 @click.option("--moe-share", default=0.3, show_default=True, help="Of it, waits for hottest rank.")
 @click.option("--min-gain", default=0.01, show_default=True, help="Share of a forward, to bother.")
@@ -237,10 +237,9 @@ def diagnose(json: str | None, **options: object) -> None:
     import msgspec
 
     from eplbd.offline.diagnosis import command
-    from eplbd.offline.settings import Options
     from eplbd.offline.terms import Terms
 
-    command(msgspec.convert(options, Options), msgspec.convert(options, Terms), json)
+    command(_offline(options), msgspec.convert(options, Terms), json)
 
 
 @main.command()
@@ -250,12 +249,9 @@ def diagnose(json: str | None, **options: object) -> None:
 @click.option("--against", type=click.Path(path_type=Path), help="A second placement.")
 def plot(out: Path, against: Path | None, **options: object) -> None:
     """Draw a TRACE, with what policies make of it given --ranks, or a placement, as png or svg."""
-    import msgspec
-
     from eplbd.offline.drawing import command
-    from eplbd.offline.settings import Options
 
-    command(msgspec.convert(options, Options), out, against)
+    command(_offline(options), out, against)
 
 
 @main.command()
@@ -273,6 +269,16 @@ def convert(**options: object) -> None:
     from eplbd.offline.conversion import Conversion, command
 
     command(msgspec.convert(options, Conversion))
+
+
+def _offline(options: dict[str, object]) -> Options:
+    import msgspec
+
+    from eplbd.config import Policy
+    from eplbd.offline.settings import Options
+
+    named = {"policy": options["policy"] or Policy().name}
+    return msgspec.convert(options | named, Options)
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:

@@ -6,6 +6,7 @@ import math
 
 import click
 
+from eplbd.errors import ConfigError
 from eplbd.offline.evidence import Evidence, effort, gather
 from eplbd.offline.progress import progress
 from eplbd.offline.settings import Options, prepare
@@ -18,6 +19,8 @@ from eplbd.offline.verdict import Verdict, judge
 def run(options: Options, terms: Terms) -> tuple[Evidence, Verdict]:
     """Measure and judge. Raises ConfigError and PolicyError."""
     task = prepare(options)
+    if len(task.guests) != 1:
+        raise ConfigError(f"--policy {options.policy}: a diagnosis is made with one policy")
     with progress("measuring", effort(task)) as done:
         evidence = gather(task, done)
     return evidence, judge(evidence, terms)

@@ -90,9 +90,7 @@ def text(simulation: Simulation) -> str:
     ]
     lines = [described(task), "", aligned(header, body)]
     if simulation.off is not None:
-        lines.append(
-            f"without a balancer, and without copies, PAR paid: {simulation.off.par_paid:.3f}"
-        )
+        lines.append(f"off (no balancer, no copies): PAR paid {simulation.off.par_paid:.3f}")
     for result in simulation.results:
         lines += [f"\n{result.policy} failed: {failure}" for failure in result.failures[:3]]
     return "\n".join(lines)

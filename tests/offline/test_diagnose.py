@@ -126,6 +126,10 @@ def test_the_text_begins_with_the_verdict(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["diagnose", str(path), "--ranks", "4", "--moe-share", "2"])
     assert result.exit_code == 1
     assert "a share within 0..1" in result.stderr
+    words = ["diagnose", str(path), "--ranks", "4", "--policy", "greedy,random"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    assert "made with one policy" in result.stderr
 
 
 def test_sampling_noise_is_predicted_where_there_is_nothing_else() -> None:
