@@ -16,6 +16,7 @@ from eplbd import (
     Budget,
     Heat,
     Placement,
+    PolicyError,
     Register,
     Topology,
     align,
@@ -141,22 +142,38 @@ def rename(slots: Ids, current: NDArray[np.int32], experts: int) -> Ids:
     return slots[every[:, None], chosen]
 
 
+def deal(load: Load, size: Counts, groups: int) -> Ids:
+    """Node of each expert, `[L, E]`, so that nodes are loaded alike for their size.
+
+    size: `[nodes]` ranks. groups: of consecutive experts, which stay together; each node gets
+    groups in proportion to its ranks. Where that does not come out even, or there are none,
+    experts are dealt one by one.
+    """
+    layers, experts = load.shape
+    if groups > 1 and not (groups * size % size.sum()).any():
+        together = load.reshape(layers, groups, -1)
+        home = pack(together.sum(2), _quota(groups, size), size.astype(np.float64))
+        return np.repeat(home, together.shape[2], axis=1)
+    return pack(load, _quota(experts, size), size.astype(np.float64))
+
+
 def rebalance(
-    load: Load, topology: Topology, current: NDArray[np.int32], *, hierarchical: bool
+    load: Load, topology: Topology, current: NDArray[np.int32], *, hierarchical: bool, groups: int
 ) -> NDArray[np.int32]:
     """A placement for `load` `[L, E]`, as `[L, R, S]`, from scratch.
 
-    hierarchical: experts are dealt to nodes first and all replicas of one stay on its node, so that
-    copies come from beside and a token's experts lie together.
+    hierarchical: experts are dealt to nodes first, `groups` of them together, and all replicas of
+    one stay on its node, so that copies come from beside and a token's experts lie together.
     """
     layers, experts = load.shape
     per_rank = topology.slots_per_rank
     nodes = np.unique(topology.node_of, return_inverse=True)[1]
     size = np.bincount(nodes)
-    share = _quota(experts, size)
-    if not hierarchical or share.min() < per_rank:  # a rank needs as many experts as it has slots
+    home = deal(load, size, groups) if hierarchical else np.zeros(load.shape, np.int64)
+    share = np.bincount(home[0], minlength=size.size)
+    if share.min() < per_rank or not hierarchical:  # a rank needs as many experts as it has slots
         nodes, size, share = np.zeros_like(nodes), np.array([nodes.size]), np.array([experts])
-    home = pack(load, share, size.astype(np.float64))
+        home = np.zeros(load.shape, np.int64)
     slots = np.empty(current.shape, np.int32)
     for node, ranks in enumerate(size):
         members = np.flatnonzero(nodes == node)
@@ -170,7 +187,7 @@ def rebalance(
 
 
 def _quota(experts: int, size: Counts) -> Counts:
-    """Experts of each node, in proportion to its ranks; the remainder goes to the first ones."""
+    """How many of each node, in proportion to its ranks; the remainder goes to the first ones."""
     exact = experts * size
     quota: Counts = exact // size.sum()
     order = np.argsort(-(exact % size.sum()), kind="stable")
@@ -187,11 +204,25 @@ class Greedy:
     class Options(msgspec.Struct, forbid_unknown_fields=True):
         """min_gain: least relative cut of a layer's hottest rank that is worth moving the layer.
 
-        hierarchical: where there are several nodes, keep all replicas of an expert on one.
+        hierarchical: where there are several nodes, keep all replicas of an expert on one. groups:
+        of the router, for a router that limits a token to a few groups of consecutive experts
+        (DeepSeek: 8); they are dealt to nodes whole, where that comes out even; 1 for none.
+
+        Both buy locality with balance. Hottest rank above the best possible, 256 experts, heat
+        lognormal: on 32 ranks of 4 nodes 0.4 % without hierarchy, 0.5 % with, 11 % in 8 groups; on
+        64 ranks of 8 nodes 1.5 %, 2.1 %, 44 %.
         """
 
         min_gain: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.02
         hierarchical: bool = True
+        groups: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+        def __post_init__(self) -> None:
+            """Refuse groups that nothing would deal."""
+            if self.groups > 1 and not self.hierarchical:
+                raise ValueError(
+                    "groups are dealt to nodes: set hierarchical = true, or groups = 1"
+                )
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -202,11 +233,21 @@ class Greedy:
         """A new placement of every layer that pays, within the budget; the others as they are."""
         if current.slots_per_rank > current.experts:
             return current  # some rank would have to hold an expert twice
+        if current.experts % self._options.groups:
+            raise PolicyError(
+                f"greedy: {current.experts} experts are not {self._options.groups} equal groups; "
+                "set groups in [policy.options] to the model's number of router groups, or to 1"
+            )
         total = heat.total
         # Evens out what is cold or not measured at all, and decides nothing else.
         load = total + 1e-9 * np.maximum(total.mean(1, keepdims=True), 1.0)
-        hierarchical = self._options.hierarchical
-        fresh = rebalance(load, topology, current.slots, hierarchical=hierarchical)
+        fresh = rebalance(
+            load,
+            topology,
+            current.slots,
+            hierarchical=self._options.hierarchical,
+            groups=self._options.groups,
+        )
         target = align(current, Placement(fresh, current.experts))
         before = rank_load(current, total).max(1)
         gain = before - rank_load(target, total).max(1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eplbd import Budget, Heat, Placement, Topology, par, rank_load
+from eplbd import Budget, Heat, Placement, PolicyError, Topology, par, rank_load
 from eplbd.core.placement import validate
 from eplbd_policies.greedy import Greedy, pack, place, replicate
 
@@ -201,3 +201,40 @@ def test_a_recorded_window_is_balanced(shared_traces: Path) -> None:
     answer = greedy().propose(heat, Topology.single_node(32, 9), current, FREE)
     assert peak(current, heat.total).mean() > 1.8
     assert peak(answer, heat.total).mean() < 1.02
+
+
+def test_groups_are_dealt_to_nodes_whole() -> None:
+    counts = skewed(3, 32)
+    topology = Topology(8, 5, (0, 1, 0, 1, 2, 2, 3, 3))
+    current = Placement.linear(3, 32, 8, 5)
+    policy = greedy(min_gain=0.0, groups=8)
+    answer = policy.propose(window(counts), topology, current, FREE)
+    assert answer != current
+    nodes = np.asarray(topology.node_of)
+    on_node = np.stack([answer.hosts()[:, nodes == node].any(1) for node in range(4)], axis=1)
+    groups = on_node.reshape(3, 4, 8, 4)
+    assert (groups.all(3) | ~groups.any(3)).all()
+    assert (groups.any(3).sum(2) == 2).all()
+
+
+@pytest.mark.parametrize(
+    "node_of",
+    [(0, 0, 1, 1, 2, 2), (0, 0, 1, 1, 2, 3)],
+    ids=["3 nodes, 8 groups", "6 devices in 4 nodes"],
+)
+def test_groups_that_do_not_come_out_even_fall_back_to_experts(node_of: tuple[int, ...]) -> None:
+    counts = skewed(4, 32)
+    topology = Topology(6, 6, node_of)
+    current = Placement.linear(4, 32, 6, 6)
+    answer = greedy(groups=8).propose(window(counts), topology, current, FREE)
+    assert answer == greedy().propose(window(counts), topology, current, FREE)
+    assert (peak(answer, counts) < peak(current, counts)).all()
+
+
+def test_groups_that_cannot_be_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="hierarchical = true, or groups = 1"):
+        greedy(groups=8, hierarchical=False)
+    current = Placement.linear(1, 30, 8, 5)
+    topology = Topology(8, 5, (0, 0, 0, 0, 1, 1, 1, 1))
+    with pytest.raises(PolicyError, match="30 experts are not 8 equal groups"):
+        greedy(groups=8).propose(window(skewed(1, 30)), topology, current, FREE)
