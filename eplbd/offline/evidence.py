@@ -20,7 +20,6 @@ from eplbd.offline.settings import Task
 from eplbd.offline.simulate import Result, simulate
 from eplbd.offline.windows import Rows
 
-_SWEPT_WINDOWS = 6
 _LAGS = 8
 
 
@@ -86,8 +85,7 @@ def gather(task: Task, done: Callable[[], object]) -> Evidence:
 
 def effort(task: Task) -> int:
     """How many plans `gather` asks for."""
-    swept = min(len(task.windows), _SWEPT_WINDOWS) - 1
-    return 2 * (len(task.windows) - 1) + swept * (len(_candidates(task)) - 1)
+    return (len(task.windows) - 1) * (len(_candidates(task)) + 1)
 
 
 def _off(task: Task) -> Placement:
@@ -120,12 +118,11 @@ def _candidates(task: Task) -> list[int]:
 def _sweep(
     task: Task, off: Placement, asked: Result, done: Callable[[], object]
 ) -> list[Redundancy]:
-    windows = task.windows[-_SWEPT_WINDOWS:]
-    recorded, found = task.recorded, []
+    windows, recorded, found = task.windows, task.recorded, []
     least = _candidates(task)[0]
     for slots in _candidates(task):
         if slots == task.topology.slots_per_rank:
-            placements = [one.placement for one in asked.judged[-(len(windows) - 1) :]]
+            placements = [one.placement for one in asked.judged]
         else:
             topology = Topology(task.topology.ranks, slots, task.topology.node_of)
             start = layouts.initial("linear", recorded.layers, recorded.experts, topology, None)

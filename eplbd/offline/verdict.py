@@ -18,9 +18,6 @@ Word = Literal["enable", "tune", "leave off"]
 _KEPT = 0.9
 """A plan has aged when less than this part of its first gain is left."""
 
-_ENOUGH = 0.01
-"""Redundancy beyond which PAR falls by less than this is not worth its memory."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
@@ -50,7 +47,7 @@ def judge(evidence: Evidence, terms: Terms) -> Verdict:
     cost_ms = (evidence.later or evidence.first).seconds * 1e3
     break_even = cost_ms / saved if saved > 0 else math.inf
     lifetime = steps if steps is not None else terms.horizon_s * 1e3 / terms.step_ms
-    best = _best_slots(evidence)
+    best = _best_slots(evidence, terms)
     word, reasons = _conclude(evidence, terms, break_even, lifetime, best)
     static = terms.saved_ms(evidence.static.mean)
     mode: Literal["dynamic", "static", "hold"] = "hold"
@@ -176,10 +173,11 @@ def _steps_per_window(evidence: Evidence, terms: Terms) -> float | None:
     return float(rows) if evidence.task.recorded.are_steps else None
 
 
-def _best_slots(evidence: Evidence) -> Redundancy:
-    """The fewest slots whose PAR is within 1 % of the best."""
-    least = min(one.gain.par for one in evidence.redundancy)
-    return next(one for one in evidence.redundancy if one.gain.par <= least * (1 + _ENOUGH))
+def _best_slots(evidence: Evidence, terms: Terms) -> Redundancy:
+    """The fewest slots that save as much as any, but for what is not worth bothering about."""
+    most = max(one.gain.mean for one in evidence.redundancy)
+    enough = terms.saved_ms(most) - terms.min_gain * terms.step_ms
+    return next(one for one in evidence.redundancy if terms.saved_ms(one.gain.mean) >= enough)
 
 
 def _interval(evidence: Evidence) -> int:

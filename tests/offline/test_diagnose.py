@@ -93,9 +93,10 @@ def test_redundancy_is_recommended_no_further_than_it_helps(tmp_path: Path) -> N
     found = diagnosed(tmp_path, heat, "--slots", 4)
     by_slots = {one["slots"]: one for one in found["redundancy"]}
     chosen = found["recommended"]["slots"]
-    best = min(one["par"] for one in by_slots.values())
-    assert by_slots[chosen]["par"] <= best * 1.01
-    assert all(by_slots[s]["par"] > best * 1.01 for s in by_slots if s < chosen)
+    saved = {slots: 50 * 0.3 * one["gain"] for slots, one in by_slots.items()}
+    enough = max(saved.values()) - 0.01 * 50
+    assert chosen == min(slots for slots in saved if saved[slots] >= enough)
+    assert chosen > 4
     assert by_slots[4]["rank_bytes"] == 0
     assert by_slots[5]["rank_bytes"] == 2 * 44_040_192
     assert found["verdict"] == "tune", found["reasons"]
