@@ -339,15 +339,16 @@ class Balancer:
             return ""
         if shadows.members and self.now >= shadows.next_at:
             self._show(ledger.heat(self.settings.balance.phase))
-        for found in shadows.turn(group.name, self.now):
-            if isinstance(found, ShadowScored):
-                self.out.append(found)
-                continue
-            shadow, heat = found
-            shadow.request = request
-            self._ask(request, shadow.name, heat, shadow.placement, shadow=True)
-            return shadow.name
-        return ""
+        found = shadows.turn(group.name, self.now)
+        if found is None:
+            return ""
+        if isinstance(found, ShadowScored):
+            self.out.append(found)
+            return ""
+        shadow, heat = found
+        shadow.request = request
+        self._ask(request, shadow.name, heat, shadow.placement, shadow=True)
+        return shadow.name
 
 
 def _epoch_line(

@@ -24,7 +24,7 @@ from eplbd.core.plan import align
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -84,7 +84,7 @@ class Shadow:
         """Newest forward of the window that it was last shown."""
         self.moves = self.active_moves = 0
         self.outcome = ""
-        """Of the last question; empty until it has been shown a window."""
+        """Of the last question; empty once that was scored, until it is shown another window."""
 
     def show(self, look: Look, now: float) -> Heat | None:
         """Begin a cycle; what the policy is to be asked on, None if it would rest."""
@@ -141,7 +141,7 @@ class Shadow:
 
 
 class Shadows:
-    """All shadows of one group under one term. One acts at a time, so that no tick takes long."""
+    """All shadows of one group under one term. In a tick one does one thing: none takes long."""
 
     def __init__(
         self,
@@ -197,21 +197,21 @@ class Shadows:
             if not shadow.request and shadow not in self._turns
         )
 
-    def turn(self, group: str, now: float) -> Iterator[ShadowScored | tuple[Shadow, Heat]]:
-        """The next shadow's turn: its score, then what it is to be asked on, each if any."""
+    def turn(self, group: str, now: float) -> ShadowScored | tuple[Shadow, Heat] | None:
+        """The next shadow's turn: its score, or else what it is to be asked on; if either."""
         if not self._turns or self._look is None:
-            return
+            return None
         shadow, look = self._turns.popleft(), self._look
+        found: ShadowScored | tuple[Shadow, Heat] | None = None
+        if not shadow.outcome:
+            heat = shadow.show(look, now)
+            found = None if heat is None else (shadow, heat)
+        elif len(fresh := look.newer(shadow.shown)) >= self.settings.min_steps:
+            found, shadow.outcome = shadow.scored(group, look, fresh), ""
+            self._turns.appendleft(shadow)
         if not self._turns:
             self._look = None  # a window of heat is 30 MB
-        if shadow.outcome:
-            fresh = look.newer(shadow.shown)
-            if len(fresh) < self.settings.min_steps:
-                return  # its next window is not over yet
-            yield shadow.scored(group, look, fresh)
-        heat = shadow.show(look, now)
-        if heat is not None:
-            yield shadow, heat
+        return found
 
     def answered(self, name: str, event: PolicyAnswered, cost_s: float) -> str:
         """Take a shadow's answer; why it is no placement, empty if it is one."""

@@ -40,14 +40,16 @@ def shadows(*names: str, settings: BalanceSettings = SETTINGS) -> Shadows:
 
 
 def turn(made: Shadows, now: float = 0.0) -> tuple[list[ShadowScored], list[Shadow]]:
-    """One turn: scores told, and who is to be asked (with request 7)."""
+    """One shadow's turns: scores told, and who is to be asked (with request 7)."""
     scores, asked = [], []
-    for found in made.turn("g", now):
-        if isinstance(found, ShadowScored):
-            scores.append(found)
-        else:
-            found[0].request = 7
-            asked.append(found[0])
+    found = made.turn("g", now)
+    if isinstance(found, ShadowScored):
+        scores.append(found)
+        found = made.turn("g", now)
+    if found is not None:
+        assert not isinstance(found, ShadowScored), "it is shown a window before the next acts"
+        found[0].request = 7
+        asked.append(found[0])
     return scores, asked
 
 

@@ -1,0 +1,58 @@
+"""The books of a rebalance: what is measured, and when nothing is asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from eplbd.core.events import CycleEnded, Effect, PolicyAnswered
+from eplbd.core.placement import Placement, par
+from tests.core.test_modes import Noted
+from tests.sim.world import QUICK
+
+
+class Watched(Noted):
+    """Keeps what was in force when each rebalance was closed."""
+
+    def __post_init__(self) -> None:
+        self.closed: list[tuple[CycleEnded, Placement]] = []
+        super().__post_init__()
+
+    def perform(self, effect: Effect) -> None:
+        super().perform(effect)
+        if isinstance(effect, CycleEnded) and self.node is not None:
+            placement = self.node.balancers["sim"].group.placement
+            assert placement is not None
+            self.closed.append((effect, placement))
+
+
+def test_realised_par_is_measured_under_the_new_map_alone() -> None:
+    """Heat is the same in every step: only what ran under the new map can give its figure."""
+    world = Watched(seed=14)
+    world.until(lambda: sum(ended.par_realised > 0 for ended, _ in world.closed) > 3)
+    figures = []
+    for ended, placement in world.closed:
+        loads = (1 + placement.slots * 3).sum(axis=2)  # as the world's ranks count, in each slot
+        if ended.par_realised:  # else no heat came in time
+            assert ended.par_realised == pytest.approx(par(loads).mean())
+            figures.append(ended.par_realised)
+    assert len(set(figures)) > 1
+
+
+class Content(Noted):
+    """The policy proposes what is there."""
+
+    def answer_policy(self) -> None:
+        ask = self.proposals.popleft()
+        self.feed(PolicyAnswered(ask.request, ask.current.slots, 0.01))
+
+
+def test_load_that_has_not_changed_is_not_asked_about_again() -> None:
+    """Until the horizon is over."""
+    world = Content(seed=15, settings=replace(QUICK, balance=replace(QUICK.balance, horizon_s=30)))
+    world.until(lambda: bool(world.of(CycleEnded)))
+    began = world.now
+    world.until(lambda: len(world.of(CycleEnded)) > 1)
+    assert {ended.outcome for ended in world.of(CycleEnded)} == {"unchanged"}
+    assert world.now - began > 29
