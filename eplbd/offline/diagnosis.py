@@ -8,6 +8,7 @@ import click
 
 from eplbd.errors import ConfigError
 from eplbd.offline.evidence import Evidence, effort, gather
+from eplbd.offline.forecast import Forecast
 from eplbd.offline.progress import progress
 from eplbd.offline.settings import Options, prepare
 from eplbd.offline.simulation import described
@@ -37,7 +38,6 @@ def command(options: Options, terms: Terms, json: str | None) -> None:
 
 def document(evidence: Evidence, verdict: Verdict, terms: Terms) -> dict[str, object]:
     """What `--json` gives; units are in the names, null is infinite or unknown."""
-    seen = evidence.forecast
     return {
         "verdict": verdict.word,
         "reasons": [*verdict.reasons],
@@ -61,12 +61,7 @@ def document(evidence: Evidence, verdict: Verdict, terms: Terms) -> dict[str, ob
         "break_even_steps": _finite(verdict.break_even_steps),
         "first_break_even_steps": _finite(verdict.first_break_even_steps),
         "lifetime_steps": _finite(verdict.lifetime_steps),
-        "forecast": {
-            "correlation": _finite(seen.correlation),
-            "correlation_if_only_sampling_differed": _finite(seen.ceiling),
-            "change": _finite(seen.change),
-            "change_by_sampling": _finite(seen.noise),
-        },
+        "forecast": _forecast(evidence.forecast),
         "gain_by_age_in_windows": [round(gain, 5) for gain in evidence.ageing],
         "redundancy": [
             {
@@ -84,6 +79,15 @@ def document(evidence: Evidence, verdict: Verdict, terms: Terms) -> dict[str, ob
             "interval_windows": verdict.interval_windows,
             "phase": verdict.phase,
         },
+    }
+
+
+def _forecast(seen: Forecast) -> dict[str, float | None]:
+    return {
+        "correlation": _finite(seen.correlation),
+        "correlation_if_only_sampling_differed": _finite(seen.ceiling),
+        "change": _finite(seen.change),
+        "change_by_sampling": _finite(seen.noise),
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eplbd.offline.evidence import Evidence, Redundancy
+from eplbd.offline.forecast import Forecast
 from eplbd.offline.measure import Gain
 from eplbd.offline.terms import Terms
 
@@ -115,22 +116,7 @@ def _pays(gain: Gain, terms: Terms, errors: float) -> bool:
 
 def _asides(evidence: Evidence, mode: str, best: Redundancy) -> list[str]:
     """Whatever else somebody should know."""
-    seen, said = evidence.forecast, []
-    if seen.is_noise:
-        said.append(
-            f"a window says nothing about the next (correlation {seen.correlation:.2f}): the skew "
-            "is sampling noise, which no placement can follow"
-        )
-    elif seen.change < 1.5 * seen.noise:
-        said.append(
-            f"the heat is steady: {seen.change:.1%} of the load is elsewhere one window later, "
-            f"sampling alone makes {seen.noise:.1%}"
-        )
-    else:
-        said.append(
-            f"the heat moves: {seen.change:.1%} of the load is elsewhere one window later, "
-            f"sampling alone would make {seen.noise:.1%}"
-        )
+    said = [_steadiness(evidence.forecast)]
     possible = evidence.oracle.mean
     if possible > 0 and mode != "hold":
         said.append(
@@ -164,6 +150,19 @@ def _asides(evidence: Evidence, mode: str, best: Redundancy) -> list[str]:
         said.append(f"only {len(evidence.on.shares)} windows were judged: take it as a hint")
     said += [f"{evidence.task.guests[0].name} failed: {one}" for one in evidence.failures[:2]]
     return said
+
+
+def _steadiness(seen: Forecast) -> str:
+    if seen.is_noise:
+        return (
+            f"a window says nothing about the next (correlation {seen.correlation:.2f}): the skew "
+            "is sampling noise, which no placement can follow"
+        )
+    steady = seen.change < 1.5 * seen.noise
+    return (
+        f"the heat {'is steady' if steady else 'moves'}: {seen.change:.1%} of the load is "
+        f"elsewhere one window later, sampling alone would make {seen.noise:.1%}"
+    )
 
 
 def _steps_per_window(evidence: Evidence, terms: Terms) -> float | None:
