@@ -178,6 +178,7 @@ class Cycle:
             experts=self.experts,
             topology=self.topology,
             layers=self.layers,
+            allow_duplicates=current.has_duplicates,
             shares=shares,
         )
         if target.shares is not None and not self.weighted:
@@ -197,19 +198,24 @@ class Cycle:
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
         self.tally.par_predicted = mean_par(target, self.judged)
-        if self.settings.mode == "record":
-            return self._not_worth("recorded", current)
+        short = "recorded"
+        if self.settings.mode != "record":
+            short = self._shortfall(current, target, plan.least_rounds * cost_s)
+        if short:
+            return self._not_worth(short, current)
+        self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
+        self.tally.moves = 0
+        return ""
+
+    def _shortfall(self, current: Placement, target: Placement, cost: float) -> str:
+        """Why `target` is not worth `cost` seconds of moves; empty if it is."""
         slowest = slowest_load(current, self.judged)
         gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
         if gain < self.settings.min_gain:
-            short = f"gain {gain:.4f} is under min_gain {self.settings.min_gain}"
-            return self._not_worth(short, current)
-        cost = plan.least_rounds * cost_s
+            return f"gain {gain:.4f} is under min_gain {self.settings.min_gain}"
         if gain * self.settings.horizon_s < cost:
             gained = f"gain {gain:.4f} over {self.settings.horizon_s} s"
-            return self._not_worth(f"{gained} does not pay {cost:.3f} s of moves", current)
-        self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
-        self.tally.moves = 0
+            return f"{gained} does not pay {cost:.3f} s of moves"
         return ""
 
     def go_to(self, target: Placement, current: Placement, policy: str) -> bool:

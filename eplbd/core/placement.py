@@ -98,6 +98,11 @@ class Placement:
         return int(self.slots.shape[2])
 
     @property
+    def has_duplicates(self) -> bool:
+        """Whether some rank holds an expert twice in a layer, as an engine's own layout may."""
+        return bool(_twice(self.slots).any())
+
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits: blake2b over shape, experts and contents; computed once."""
         if not self._digest:
@@ -280,8 +285,7 @@ def _check_complete(slots: Slots, experts: int) -> None:
 
 
 def _check_duplicates(slots: Slots) -> None:
-    ordered = np.sort(slots, axis=2)
-    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(2)
+    twice = _twice(slots)
     if twice.any():
         layer, rank = (int(i) for i in np.argwhere(twice)[0])
         row = slots[layer, rank].tolist()
@@ -294,6 +298,13 @@ def _check_duplicates(slots: Slots) -> None:
             rank=rank,
             slot=slot,
         )
+
+
+def _twice(slots: Slots) -> NDArray[np.bool_]:
+    """`[layers, ranks]`, whether the rank holds some expert more than once."""
+    ordered = np.sort(slots, axis=2)
+    twice: NDArray[np.bool_] = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(2)
+    return twice
 
 
 def count_replicas(flat: NDArray[np.integer], experts: int) -> NDArray[np.int32]:

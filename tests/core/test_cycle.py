@@ -209,3 +209,19 @@ def test_shares_for_an_engine_that_takes_none_are_the_policys_fault() -> None:
 def test_wrong_shares_are_the_policys_fault() -> None:
     with pytest.raises(PlacementError, match=r"layer 0, expert 0: .* sum to 2"):
         weighted().answered(CURRENT.slots, CURRENT, 0.1, 0.0, np.ones((1, 2, 3)))
+
+
+# --- an engine's own duplicates -----------------------------------------------------------------
+
+TWICE = Placement(np.array([[[0, 0, 2], [3, 0, 1]]], dtype=np.int32), 4)
+
+
+def test_what_the_engine_began_with_need_not_be_mended() -> None:
+    made = cycle()
+    assert made.consider(hot(2), TWICE, "p", 0.0) is not None
+    assert made.answered(TWICE.slots, TWICE, 0.1, 0.0) == "unchanged"
+
+
+def test_a_policy_does_not_bring_duplicates() -> None:
+    with pytest.raises(PlacementError, match="holds expert 0 again"):
+        planning().answered(TWICE.slots, CURRENT, 0.1, 0.0)

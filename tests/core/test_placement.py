@@ -98,6 +98,12 @@ def test_counts_and_hosts(placement: Placement) -> None:
     assert not replicas.any()
 
 
+@given(groups().flatmap(placements))
+def test_duplicates_are_seen(placement: Placement) -> None:
+    rows = placement.slots.reshape(-1, placement.slots_per_rank).tolist()
+    assert placement.has_duplicates == any(len(set(row)) < len(row) for row in rows)
+
+
 def test_with_layers_changes_only_those() -> None:
     placement = Placement(good(), 4)
     changed = placement.with_layers(np.array([1]), np.array([[[0, 1, 2], [1, 2, 3]]]))

@@ -1,15 +1,26 @@
 """The conformance kit: our own policies pass it, and each law catches a policy that breaks it."""
 
 import time
+from itertools import combinations
 from typing import ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 
-from eplbd import Budget, Heat, Placement, Policy, PolicyError, Topology
+from eplbd import (
+    Budget,
+    Heat,
+    Placement,
+    Policy,
+    PolicyError,
+    Topology,
+    even_shares,
+    rank_load,
+)
+from eplbd.core.placement import validate
 from eplbd.hold import Hold
-from eplbd.testing import check_policy, problems
+from eplbd.testing import LAWS, check_policy, problems
 from eplbd_example_policy import Example
 from eplbd_policies.greedy import Greedy
 from eplbd_policies.random import Random
@@ -27,7 +38,7 @@ from eplbd_policies.random import Random
     ],
 )
 def test_our_policies_pass(policy: type[Policy], options: dict[str, object]) -> None:
-    check_policy(policy, options)
+    check_policy(policy, options, balances=policy is not Random)
 
 
 class Keeps:
@@ -125,6 +136,100 @@ class Overwrites(Keeps):
         return current
 
 
+class Raises(Keeps):
+    """Divides by the heat."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        if not heat.total.any():
+            raise ZeroDivisionError("no heat")
+        return current
+
+
+class Remembers(Keeps):
+    """Goes by the window of the last time as well."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        before, self.seen = self.seen, len(heat.steps)
+        return Placement(current.slots[:, :, :: -1 if before == 1 else 1], current.experts)
+
+
+class Worsens(Keeps):
+    """Exchanges two experts so that the hottest rank is as hot as it can be."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        if budget.moves is not None or budget.bytes is not None or not heat.total.any():
+            return current
+        return max(exchanges(current), key=lambda one: float(rank_load(one, heat.total).max()))
+
+
+class Wastes(Keeps):
+    """Passes everything on to the next rank."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        if budget.moves is not None or budget.bytes is not None:
+            return current
+        return Placement(np.roll(current.slots, 1, axis=1), current.experts)
+
+
+class Splits(Keeps):
+    """Gives shares to whoever asks."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        shares = even_shares(current)
+        expert = int(current.replicas()[0].argmax())
+        own = np.flatnonzero(current.slots[0] == expert)
+        shares[0].flat[own] = np.arange(len(own)) == 0
+        return Placement(current.slots, current.experts, shares)
+
+
+class Overdoes(Keeps):
+    """Gives every slot the whole of its expert."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        shares = np.ones_like(even_shares(current)) if budget.weighted else None
+        return Placement(current.slots, current.experts, shares)
+
+
+class Weighs(Keeps):
+    """Keeps the contract, and would not where there are no shares."""
+
+    needs = frozenset({"shares"})
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        assert budget.weighted
+        return Placement(current.slots, current.experts, current.shares)
+
+
+def exchanges(current: Placement) -> list[Placement]:
+    """Every placement that differs by two slots of the first layer, and `current` itself."""
+    row = current.slots[0].ravel()
+    found = [current]
+    for a, b in combinations(range(row.size), 2):
+        slots = current.slots.copy()
+        slots[0].flat[[a, b]] = row[[b, a]]
+        other = Placement(slots, current.experts)
+        if not other.has_duplicates:
+            found.append(other)
+    return found
+
+
 class Returns(Keeps):
     def propose(  # type: ignore[override]
         self, heat: Heat, topology: Topology, current: Placement, budget: Budget
@@ -140,25 +245,46 @@ class Dawdles(Keeps):
         return current
 
 
-@pytest.mark.parametrize(
-    ("policy", "sentence"),
-    [
-        (Forgets, "holds expert 0 in no slot"),
-        (Doubles, "expected distinct experts on a rank"),
-        (Shrinks, "expected .2, 4, 3."),
-        (Invents, "says 9 experts, expected 8"),
-        (Spends, "no moves allowed: needs .* moves, allowed are 0"),
-        (Alternates, "the second answer differs"),
-        (Numbered, "a fresh instance answers differently"),
-        (Overwrites, "small: changed its inputs"),
-        (Returns, "small: returned ndarray, expected eplbd.Placement"),
-        (Dawdles, "small: took 0.0.* s, allowed are 0.001"),
-    ],
-)
-def test_each_law_catches_its_offender(policy: type[Policy], sentence: str) -> None:
-    deadline_s = 0.001 if policy is Dawdles else 5.0
-    with pytest.raises(AssertionError, match=sentence):
-        check_policy(policy, deadline_s=deadline_s, large=False)
+OFFENDERS = [
+    (Forgets, "placement", "holds expert 0 in no slot"),
+    (Doubles, "placement", "expected distinct experts on a rank"),
+    (Shrinks, "placement", "expected .2, 4, 3."),
+    (Invents, "answer", "says 9 experts, expected 8"),
+    (Returns, "answer", "returned ndarray, expected eplbd.Placement"),
+    (Raises, "answer", "raised ZeroDivisionError: no heat"),
+    (Spends, "budget", "needs .* moves, allowed are 0"),
+    (Alternates, "repeatable", "the second answer differs"),
+    (Remembers, "repeatable", "the second answer differs"),
+    (Numbered, "fresh", "a fresh instance answers differently"),
+    (Overwrites, "inputs", "changed its inputs"),
+    (Dawdles, "deadline", "took 0.0.* s, allowed are 0.001"),
+    (Worsens, "gain", "makes it worse: PAR"),
+    (Wastes, "gain", "moves .* experts and gains nothing: PAR"),
+    (Splits, "shares", "gives shares, but the engine takes none"),
+    (Overdoes, "shares", "layer 0, expert 0: .* sum to 2"),
+]
+
+
+@pytest.mark.parametrize(("policy", "law", "sentence"), OFFENDERS)
+def test_each_law_catches_its_offender(policy: type[Policy], law: str, sentence: str) -> None:
+    deadline_s = 0.001 if policy is Dawdles else 30.0
+    with pytest.raises(AssertionError, match=rf"^[^\[]+ \[{law}\]: .*{sentence}"):
+        check_policy(policy, deadline_s=deadline_s, large=False, balances=law == "gain")
+
+
+def test_every_law_has_its_offender() -> None:
+    assert {law for _, law, _ in OFFENDERS} == set(LAWS)
+
+
+def test_a_law_says_which_problem_it_was() -> None:
+    with pytest.raises(AssertionError, match=r"^small, no heat \[answer\]: "):
+        check_policy(Raises, large=False)
+    with pytest.raises(AssertionError, match=r"^small, weighted \[shares\]: "):
+        check_policy(Overdoes, large=False)
+
+
+def test_a_policy_that_needs_shares_is_asked_where_there_are_some() -> None:
+    check_policy(Weighs, large=False)
 
 
 def test_options_are_the_policys_own() -> None:
@@ -177,6 +303,8 @@ def test_the_form_of_the_class_is_checked() -> None:
 
 
 def test_problems_are_well_formed_and_repeatable() -> None:
+    names = [problem.name for problem in problems()]
+    assert len(set(names)) == len(names)
     for first, second in zip(problems(large=False), problems(large=False), strict=True):
         layers, experts = first.heat.steps.shape[1:]
         assert first.current.slots.shape == (
@@ -186,4 +314,13 @@ def test_problems_are_well_formed_and_repeatable() -> None:
         )
         assert first.current.experts == experts
         assert not first.heat.steps.flags.writeable
+        assert (first.heat.steps >= 0).all()
+        validate(
+            first.current.slots,
+            experts=experts,
+            topology=first.topology,
+            layers=layers,
+            allow_duplicates=True,
+            shares=first.current.shares,
+        )
         assert np.array_equal(first.heat.steps, second.heat.steps)
