@@ -309,6 +309,22 @@ def test_a_recording_brings_its_group_and_its_placement(tmp_path: Path) -> None:
     assert "shape (2, 4, 4), expected (2, 4, 3)" in err
 
 
+def test_a_trace_that_no_policy_can_be_shown_is_refused(tmp_path: Path) -> None:
+    heat = np.full((4, 2, 8), 5, np.int64)
+    heat[3, 1, 2] = 1 << 31
+    save_trace(tmp_path / "large.npz", HeatTrace(heat, 2, ("",) * 4, {}))
+    with pytest.raises(ConfigError, match="window 3, layer 1, expert 2 is 2147483648") as refusal:
+        load(tmp_path / "large.npz")
+    assert "large.npz" in str(refusal.value)
+    meta = TraceMeta(layers=2, experts=8, ranks=4, slots_per_rank=3, node_of=(0,) * 4)
+    with recording(tmp_path / "idle", meta) as writer:
+        writer.add(np.zeros((2, 8), np.int32), forward=0, epoch=0, dummy=True)
+    with pytest.raises(ConfigError, match="idle: holds no step with tokens"):
+        load(tmp_path / "idle")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(tmp_path / "absent.npz")
+
+
 def test_shared_traces_can_be_simulated(shared_traces: Path) -> None:
     for name in ("flame290m_prefill", "gptoss20b_mmlu_drift"):
         path = shared_traces / f"{name}.npz"
