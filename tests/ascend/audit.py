@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from eplbd.core.placement import Placement
 from tests.ascend import stubs
-from tests.ascend.engine import LAYERS, Engine, load
+from tests.ascend.engine import EXPERTS, LAYERS, Engine, load
 
 NAMES = (
     "w13_weight", "w2_weight", "w13_weight_list", "w2_weight_list", "w13_weight_scale_fp32_list",
@@ -70,6 +70,16 @@ class Audit:
         kind = load("eplb.eplb_updator").EplbUpdator
         alive = [child for child in self._engine.children if child.is_alive()]
         return not alive and not isinstance(runner.eplb_updator, kind) and runner.is_eplb_warmuped
+
+    def recorded(self, leave: Callable[[], None]) -> str:
+        """Digest of what the engine's reader finds in the record once the guest has left."""
+        path = self._engine.setting.record
+        if path is None or self._engine.rank:
+            return ""
+        leave()
+        read = load("eplb.core.eplb_utils").expert_file_to_tensor
+        slots = torch.stack([read(path, layer)[0] for layer in range(LAYERS)])
+        return Placement(slots.numpy(), EXPERTS).digest
 
     def _names(self, layer: int) -> list[str]:
         return [name for name in NAMES if hasattr(self._engine.reference[layer], name)]

@@ -25,6 +25,7 @@ class Case(msgspec.Struct, frozen=True):
 class Setting(msgspec.Struct, frozen=True):
     """One rank. port: of the store. record: file for the engine's record, or None."""
 
+    number: int
     source: str
     rank: int
     ranks: int
@@ -38,16 +39,18 @@ class Setting(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What became of it. wrong: everything that is not as the map says; empty is good.
 
-    moved: slots that hold another expert than at first. retired: the engine's own balancer and its
-    processes are gone. complaint: why it was not attached, if it was not.
+    received_bytes: of experts that came from the other rank. retired: the engine's own balancer and
+    its processes are gone. recorded: digest of the placement that the engine's own reader finds in
+    its record. complaint: why it was not attached, if it was not.
     """
 
     rank: int
     complaint: str = ""
     epoch: int = 0
     digest: str = ""
-    moved: int = 0
+    received_bytes: int = 0
     forwards: int = 0
     checked_bytes: int = 0
     retired: bool = False
+    recorded: str = ""
     wrong: list[str] = []

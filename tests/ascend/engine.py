@@ -21,7 +21,8 @@ from tests.ascend import stubs
 from tests.ascend.control import Case, Setting
 
 LAYERS, EXPERTS, HIDDEN, SIZE, TOPK, TOKENS = 2, 8, 32, 16, 2, 64
-SCALES = ("scale", "bias")
+RESTLESS = 40
+"""Forwards: a little more than the window of `tests.chaos.lab.QUICK`."""
 
 
 Foreign = Any
@@ -169,11 +170,11 @@ class Engine:
     def _routed(self, index: int, *, log2phy: Tensor, **_: object) -> object:
         """Tokens go where the layer's map says; what arrives is counted, as a dispatch would.
 
-        Two experts take most of the tokens, others in each dozen of steps, so that no placement is
-        good for long.
+        Two experts take most of the tokens, others whenever the leader's window has filled, so that
+        no placement is good for long.
         """
         layer = self.layers[index]
-        hot = (self.forwards // 12 * 3 + index) % EXPERTS
+        hot = (self.forwards // RESTLESS * 3 + index) % EXPERTS
         step = torch.arange(TOKENS) + self.forwards
         chosen = torch.stack([step % EXPERTS, (step * 5 + 3) % EXPERTS], dim=1)
         chosen[: TOKENS // 2, 0] = hot
@@ -260,8 +261,10 @@ def _configure(case: Case, record: str | None) -> Foreign:
     settings._ASCEND_CONFIG = ascend  # noqa: SLF001 - where the engine keeps it
     context = load("ascend_forward_context")
     context._mc2_tokens_capacity = 0 if case.dispatch == "ALLTOALL" else 1 << 20  # noqa: SLF001
-    if case.dispatch == "ALLGATHER":
-        load("utils")._ascend_device_type = load("utils").AscendDeviceType.A2  # noqa: SLF001
+    devices = load("utils").AscendDeviceType
+    device = devices.A2 if case.dispatch == "ALLGATHER" else devices.A3
+    load("utils")._ascend_device_type = device  # noqa: SLF001
+    load("eplb.adaptor.vllm_adaptor").VllmEplbAdaptor._registered_moe_layers = []  # noqa: SLF001
     load("distributed.parallel_state")._MC2 = stubs.CURRENT.group  # noqa: SLF001
     stubs.CONTEXT.moe_comm_type = context.MoECommType.MC2
     stubs.CONTEXT.moe_comm_method = Given(prepare=_prepare, finalize=_finalize)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tests.ascend import stubs
 from tests.ascend.control import Report, Setting
@@ -31,22 +31,24 @@ PERIOD_S = 0.01
 
 
 def main() -> None:
-    """Serve, look, tell."""
-    setting = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setting)
+    """Play one case after the other: serve, look, tell."""
+    first = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setting)
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     os.environ.update(GLOO_SOCKET_IFNAME="lo", VLLM_VERSION="0.23.0", DYNAMIC_EPLB="true")
-    stubs.install(Path(setting.source))
+    stubs.install(Path(first.source))
     # First: what it is imported by imports it in turn.
     from tests.ascend.engine import load
 
     load("quantization.methods.w8a8_dynamic")
     load("ops.fused_moe.fused_moe")
-    store = TCPStore("127.0.0.1", setting.port, None, False, MEETING)
-    dist.init_process_group("gloo", store=store, rank=setting.rank, world_size=setting.ranks)
-    report = serve(setting)
+    store = TCPStore("127.0.0.1", first.port, None, False, MEETING)
+    dist.init_process_group("gloo", store=store, rank=first.rank, world_size=first.ranks)
+    os.write(1, msgspec.json.encode(serve(first)) + b"\n")
+    for line in sys.stdin.buffer:
+        setting = msgspec.json.decode(line, type=Setting)
+        os.write(1, msgspec.json.encode(serve(setting)) + b"\n")
     dist.destroy_process_group()
-    os.write(1, msgspec.json.encode(report) + b"\n")
 
 
 def serve(setting: Setting) -> Report:
@@ -60,13 +62,14 @@ def serve(setting: Setting) -> Report:
 
     engine = Engine(setting)
     settings = Settings(setting.socket, "tiny", "auto", 2)
-    guest = Guest(engine.worker, settings, _get_default_store(), stubs.CURRENT.group)
+    store = PrefixStore(f"case{setting.number}", _get_default_store())
+    guest = Guest(engine.worker, settings, store, stubs.CURRENT.group)
     audit = Audit(engine)
     with ExitStack() as stack:
         stack.callback(end, engine)
         complaint = guest.attach()
         if complaint:
-            return Report(setting.rank, complaint=complaint)
+            return Report(setting.rank, complaint=complaint, retired=audit.retired())
         stack.callback(guest.leave)
         deadline = time.monotonic() + SERVE_S
         going, epoch = torch.ones(1), 0
@@ -81,16 +84,17 @@ def serve(setting: Setting) -> Report:
             dist.all_reduce(going)
             time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
         assert guest.maps is not None
-        assert guest.initial is not None
+        assert guest.executor is not None
         placement = guest.maps.placement
         return Report(
             rank=setting.rank,
             epoch=epoch,
             digest=placement.digest,
-            moved=int((placement.slots != guest.initial.slots)[:, setting.rank].sum()),
+            received_bytes=guest.executor.statistics().bytes_received,
             forwards=engine.forwards,
             checked_bytes=audit.contents(placement),
             retired=audit.retired(),
+            recorded=audit.recorded(guest.leave),
             wrong=[*audit.wrong, *audit.maps(placement), *audit.addresses()],
         )
 

@@ -232,7 +232,11 @@ _SPELLED_OUT: dict[str, dict[str, Any]] = {
         "UnquantizedFusedMoEMethod": UnquantizedFusedMoEMethod,
     },
     _LAYER: {"FusedMoEMethodBase": _MoeMethod},
-    "torch_npu": {"npu_format_cast": npu_format_cast, "get_npu_format": get_npu_format},
+    "torch_npu": {
+        "npu_format_cast": npu_format_cast,
+        "get_npu_format": get_npu_format,
+        "npu_convert_weight_to_int4pack": lambda weight: weight[:, ::8].contiguous(),
+    },
     "scipy": {"__version__": "1.15.0"},
 }
 

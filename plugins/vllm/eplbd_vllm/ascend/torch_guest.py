@@ -56,8 +56,11 @@ class Guest:
         self._agent: AgentThread | None = None
         self._heat: Heat | None = None
         self._stack = ExitStack()
+        self._lost = False
         self.maps: Maps | None = None
         """What the layers route by; None before the first attachment."""
+        self.executor: TorchP2PExecutor | None = None
+        """What moves the weights; None before the first attachment."""
         self.initial: Placement | None = None
         """Where the engine loads its weights."""
 
@@ -82,12 +85,16 @@ class Guest:
         self._start(store, *parts)
         return ""
 
-    def pause(self) -> None:
+    def pause(self, *, lost: bool) -> None:
         """See `Visitor`. The agent leaves, the placement stays as it is."""
+        self._lost = self._lost or lost
         self._stack.close()
 
     def resume(self, *, reloaded: bool) -> None:
         """See `Visitor`. Reloaded weights are where they were at first, and so are the maps."""
+        if self._lost and not reloaded:
+            return  # what is in the slots now is nobody's weights
+        self._lost = False
         if reloaded and self.maps is not None and self.initial is not None:
             self.maps.reset(self.initial)
         reason = self.attach()
@@ -163,6 +170,7 @@ class Guest:
             wrote=self._recorder(runner),
         )
         self.initial = self.initial or maps.placement
+        self.executor = executor
         rank, ranks = self._group.rank_in_group, self._group.world_size
         membership = Membership(
             self._settings.group or _served_name(self._worker), rank, ranks, store
