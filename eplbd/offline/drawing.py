@@ -76,14 +76,16 @@ def _placement(options: Options, out: Path, against: Path | None) -> None:
     placement = _read(options.trace, options)
     if against is None:
         made, (axes,) = plots.figure(1, height=4.2)
-        plots.draw_replicas(axes, placement)
+        most = int(placement.replicas().max())
+        plots.draw_replicas(axes, placement, "Replicas of each expert", most)
     else:
         other = _read(against, options)
         if other.slots.shape != placement.slots.shape or other.experts != placement.experts:
             raise ConfigError(f"{against}: is of another shape than {options.trace}")
         made, axes_ = plots.figure(3)
-        plots.draw_replicas(axes_[0], placement, f"Replicas: {options.trace.name}")
-        plots.draw_replicas(axes_[1], other, f"Replicas: {against.name}")
+        most = int(max(placement.replicas().max(), other.replicas().max()))
+        plots.draw_replicas(axes_[0], placement, f"Replicas: {options.trace.name}", most)
+        plots.draw_replicas(axes_[1], other, f"Replicas: {against.name}", most)
         plots.draw_change(axes_[2], placement, other)
     plots.save(made, out)
 

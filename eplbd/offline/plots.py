@@ -156,32 +156,34 @@ def draw_ranks(
     _bar(axes, image, "times the mean rank")
 
 
-def draw_replicas(axes: Axes, placement: Placement, title: str = "Replicas of each expert") -> None:
-    """How many slots hold each expert, `[layers, experts]`."""
-    replicas = placement.replicas()
+def draw_replicas(axes: Axes, placement: Placement, title: str, most: int) -> None:
+    """How many slots hold each expert, `[layers, experts]`; `most` ends the scale."""
     image = axes.imshow(
-        replicas,
+        placement.replicas(),
         aspect="auto",
         cmap="Blues",
         vmin=0,
-        vmax=max(2, int(replicas.max())),
+        vmax=max(2, most),
         interpolation="nearest",
     )
     axes.set(title=title, xlabel="expert", ylabel="MoE layer")
-    _bar(axes, image, "slots")
+    _bar(axes, image, "slots", _whole(max(2, most)))
 
 
 def draw_change(axes: Axes, before: Placement, after: Placement) -> None:
     """Experts that each rank newly hosts, `[layers, ranks]`."""
     moves = (after.hosts() & ~before.hosts()).sum(2)
-    image = axes.imshow(moves, aspect="auto", cmap="Oranges", vmin=0, interpolation="nearest")
+    most = max(1, int(moves.max()))
+    image = axes.imshow(
+        moves, aspect="auto", cmap="Oranges", vmin=0, vmax=most, interpolation="nearest"
+    )
     axes.set(
         title=f"Moves: {int(moves.sum()):,} experts newly on a rank",
         xlabel="rank",
         ylabel="MoE layer",
     )
     _whole_ticks(axes)
-    _bar(axes, image, "moves")
+    _bar(axes, image, "moves", _whole(most))
 
 
 def most_relative(placements: Sequence[Placement], total: NDArray[np.integer]) -> float:
@@ -192,6 +194,11 @@ def most_relative(placements: Sequence[Placement], total: NDArray[np.integer]) -
         mean = load.mean(-1)
         found.append(float((load.max(-1) / np.where(mean > 0, mean, 1)).max()))
     return min(max(found), 3.0)
+
+
+def _whole(most: int) -> range:
+    """Whole numbers up to `most`, few enough to be read."""
+    return range(0, most + 1, -(-most // 8))
 
 
 def _whole_ticks(axes: Axes) -> None:
