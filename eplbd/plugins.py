@@ -41,6 +41,11 @@ class Plugin:
     distribution: str = "-"
     version: str = "-"
 
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the operator named it in `plugins.modules`, rather than installed it."""
+        return self.distribution == "-"
+
     def __str__(self) -> str:
         """Name and provenance, as error messages give them."""
         origin = self.module if self.distribution == "-" else f"{self.distribution} {self.version}"
@@ -135,8 +140,9 @@ class Catalogue:
     def find(self, name: str) -> Offer:
         """The policy of that name, loading no more plugins than it takes.
 
-        A plugin whose entry point bears the policy's name is asked first, so that others, which may
-        be slow or broken, are not even imported.
+        The modules that the operator named are asked first, then the installed plugin whose entry
+        point bears the policy's name, so that others, which may be slow or broken, are not even
+        imported.
 
         Raises:
             ConfigError: nobody offers it, with near matches.
@@ -153,14 +159,15 @@ class Catalogue:
         raise ConfigError(self._unknown(name, wanted))
 
     def _in_order(self, wanted: str) -> Iterator[Plugin]:
+        by_name = sorted(self._waiting, key=lambda plugin: plugin.name != wanted)
+        yield from (BUILT_IN, *(plugin for plugin in by_name if plugin.is_explicit))
         namesakes = [plugin for plugin in self._waiting if plugin.name == wanted]
         if len(namesakes) > 1:
             both = " and ".join(map(str, namesakes))
             raise ConfigError(
                 f"policy `{wanted}`: {both} both claim the name; leave one out of plugins.enabled"
             )
-        others = [plugin for plugin in self._waiting if plugin.name != wanted]
-        yield from (BUILT_IN, *namesakes, *others)
+        yield from (plugin for plugin in by_name if not plugin.is_explicit)
 
     def _load(self, plugin: Plugin) -> None:
         """Import one plugin and call its hook. All or nothing of it is offered."""

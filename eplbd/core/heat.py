@@ -7,9 +7,13 @@ report came from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from eplbd.core.placement import Placement
 
 PHASES = ("all", "prefill", "decode")
 """What a window may hold; `all` also holds the steps that mixed both."""
@@ -49,3 +53,9 @@ class Budget:
     deadline_s: float
     expert_bytes: int
     weighted: bool = False
+
+    def allows(self, current: Placement, proposal: Placement) -> bool:
+        """Whether the way from `current` to `proposal` needs no more moves and bytes than these."""
+        moves = int((proposal.hosts() & ~current.hosts()).sum())
+        few = self.moves is None or moves <= self.moves
+        return few and (self.bytes is None or moves * self.expert_bytes <= self.bytes)

@@ -6,8 +6,7 @@ from eplbd import Budget, Heat, Placement, Register, Topology, hookimpl, rank_lo
 class Example:
     """The smallest policy that is good for something; `plugins/README.md` explains each line."""
 
-    name = "example"
-    eplbd_api = 1
+    name, eplbd_api = "example", 1
 
     def propose(
         self, heat: Heat, topology: Topology, current: Placement, budget: Budget
@@ -21,10 +20,7 @@ class Example:
             if 0 < cut < load.max() - load.min() and hot[i] not in cold and cold[j] not in hot:
                 hot[i], cold[j] = cold[j], hot[i]
         proposal = Placement(slots, current.experts)
-        moves = (proposal.hosts() & ~current.hosts()).sum()
-        over = budget.moves is not None and moves > budget.moves
-        over |= budget.bytes is not None and moves * budget.expert_bytes > budget.bytes
-        return current if over else proposal
+        return proposal if budget.allows(current, proposal) else current
 
 
 @hookimpl

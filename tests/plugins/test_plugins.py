@@ -102,6 +102,18 @@ def test_the_namesake_is_asked_first_and_others_not_at_all(tmp_path: Path) -> No
     assert catalogue.broken == []
 
 
+def test_a_module_that_the_operator_named_goes_before_an_installed_namesake(
+    tmp_path: Path,
+) -> None:
+    ours = "class Keeps:\n    name, eplbd_api, propose = 'example', 1, print\n" + PREAMBLE.replace(
+        PREAMBLE[PREAMBLE.index("class") : PREAMBLE.index("@")], ""
+    )
+    mine = plugin(tmp_path, "mine", "register(Keeps)", ours)
+    catalogue = Catalogue([mine, *selected(["example"], ())])
+    assert catalogue.find("example").plugin == mine
+    assert catalogue.find("hold").plugin == BUILT_IN
+
+
 def test_a_policy_may_hide_in_a_plugin_of_another_name(tmp_path: Path) -> None:
     broken = plugin(tmp_path, "aaa", "1 / 0")
     wanted = plugin(tmp_path, "bbb", "register(Keeps)")
@@ -136,9 +148,9 @@ def test_numbers_are_vllm_ascends_policies() -> None:
     assert [canonical(number) for number in "0123"] == ["random", "greedy", "swift", "flashlb"]
     assert canonical("incremental") == "incremental"
     assert Catalogue(selected(["greedy"], ())).find("1").name == "greedy"
-    for number in "23":
-        with pytest.raises(ConfigError, match=f"vllm-ascend's number for `{ALIASES[number]}`"):
-            Catalogue(selected(["eplbd-policies"], ())).find(number)
+    for number, name in ALIASES.items():
+        with pytest.raises(ConfigError, match=f"vllm-ascend's number for `{name}`"):
+            Catalogue(selected(["example"], ())).find(number)
 
 
 @pytest.mark.parametrize(
