@@ -1,0 +1,264 @@
+"""Local search from a placement: the exchange or copy that cools the hottest rank most per move.
+
+Owns what is tried, in which order, and when the search stops; compiled. It must not know forecasts,
+budgets over layers or policies. Letters as in `board`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from eplbd_policies.board import (
+    Board,
+    Floats,
+    Ints,
+    View,
+    compiled,
+    copy,
+    copy_gain,
+    inlined,
+    look,
+    measure,
+    swap,
+    swap_gain,
+    taxed,
+    up,
+)
+
+CANDIDATES = 32
+"""Candidates per hot rank that are evaluated on all samples; the rest go by a weighted mean."""
+HOTTEST = 4
+"""Ranks that the search tries to relieve before it stops."""
+POWER = 32.0
+SWAP, COPY = 0, 1
+
+
+class Terms(NamedTuple):
+    """What a step must bring, as a part of the mean rank load."""
+
+    cost: float
+    """Of one move at price 1."""
+    least: float
+    """To be worth the search's time."""
+
+
+class Picks(NamedTuple):
+    """The best candidates so far, best first."""
+
+    value: Floats
+    """`[CANDIDATES]`, 0 where there is none."""
+    what: Ints
+    """`[CANDIDATES, 4]`: SWAP, rank, own slot, its slot; or COPY, rank, expert, its slot."""
+
+
+@inlined
+def offer(
+    picks: Picks, known: int, value: float, kind: int, rank: int, first: int, slot: int
+) -> int:
+    """Keep a candidate if it is among the best; how many there are now."""
+    at = min(known, CANDIDATES - 1)
+    while at > 0 and picks.value[at - 1] < value:
+        picks.value[at] = picks.value[at - 1]
+        picks.what[at] = picks.what[at - 1]
+        at -= 1
+    picks.value[at] = value
+    picks.what[at, 0] = kind
+    picks.what[at, 1] = rank
+    picks.what[at, 2] = first
+    picks.what[at, 3] = slot
+    return min(known + 1, CANDIDATES)
+
+
+@inlined
+def swap_price(price: Floats, hot: int, rank: int, given: int, taken: int) -> float:
+    """Of `hot` giving `given` to `rank` for `taken`; what is undone is refunded."""
+    given_price: float = price[rank, given] - price[hot, given]
+    taken_price: float = price[hot, taken] - price[rank, taken]
+    return given_price + taken_price
+
+
+@compiled
+def screen_swaps(
+    board: Board, view: View, hot: int, scale: float, cost: float, picks: Picks, known: int
+) -> int:
+    """Offer every exchange of a replica of `hot` for a lighter one of another rank."""
+    per_rank = board.slots.shape[1]
+    before = up(view.load[hot])
+    for rank in np.argsort(view.load, kind="mergesort"):
+        both = before + up(view.load[rank])
+        # No exchange does better than to make the two ranks equal, at no price.
+        most = (both - 2.0 * up((view.load[hot] + view.load[rank]) / 2.0)) * scale
+        if most <= picks.value[CANDIDATES - 1] or rank == hot:
+            continue
+        for own in range(per_rank):
+            given = board.slots[hot, own]
+            if board.hosts[rank, given]:
+                continue
+            for slot in range(per_rank):
+                taken = board.slots[rank, slot]
+                lighter = view.share[given] - view.share[taken]
+                if lighter <= 0 or board.hosts[hot, taken]:
+                    continue
+                value = both - up(view.load[hot] - lighter) - up(view.load[rank] + lighter)
+                value *= scale
+                value -= cost * swap_price(board.price, hot, rank, given, taken)
+                if value > picks.value[CANDIDATES - 1]:
+                    known = offer(picks, known, value, SWAP, rank, own, slot)
+    return known
+
+
+@compiled
+def screen_copies(
+    board: Board, view: View, hot: int, scale: float, cost: float, picks: Picks, known: int
+) -> int:
+    """Offer a further replica of each expert of `hot`, in place of any spare one elsewhere."""
+    ranks, per_rank = board.slots.shape
+    before = up(view.load[hot])
+    for own in range(per_rank):
+        expert = board.slots[hot, own]
+        if board.copies[expert] >= ranks:
+            continue
+        less = taxed(view.heat[expert] / (board.copies[expert] + 1), view.risk[0])
+        relief = before - up(view.load[hot] - view.share[expert] + less)
+        for rank in range(ranks):
+            if rank == hot or board.hosts[rank, expert]:
+                continue
+            for slot in range(per_rank):
+                spare = board.slots[rank, slot]
+                if board.copies[spare] < 2:
+                    continue
+                then = up(view.load[rank] - view.share[spare] + less)
+                value = (relief + up(view.load[rank]) - then - view.loss[rank, slot]) * scale
+                value -= cost * (board.price[rank, expert] - board.price[rank, spare])
+                if value > picks.value[CANDIDATES - 1]:
+                    known = offer(picks, known, value, COPY, rank, expert, slot)
+    return known
+
+
+@compiled
+def screen_drops(
+    board: Board, view: View, hot: int, scale: float, cost: float, picks: Picks, known: int
+) -> int:
+    """Offer `hot` a further replica of a lighter expert in place of each of its spare ones."""
+    before = up(view.load[hot])
+    for slot in range(board.slots.shape[1]):
+        spare = board.slots[hot, slot]
+        if board.copies[spare] < 2:
+            continue
+        for expert in range(view.heat.shape[0]):
+            if board.hosts[hot, expert]:
+                continue
+            less = taxed(view.heat[expert] / (board.copies[expert] + 1), view.risk[0])
+            lighter = view.share[spare] - less
+            if lighter <= 0:
+                continue
+            value = (before - up(view.load[hot] - lighter) - view.loss[hot, slot]) * scale
+            value -= cost * (board.price[hot, expert] - board.price[hot, spare])
+            if value > picks.value[CANDIDATES - 1]:
+                known = offer(picks, known, value, COPY, hot, expert, slot)
+    return known
+
+
+@inlined
+def swap_moves(price: Floats, hot: int, rank: int, given: int, taken: int) -> int:
+    """Moves that an exchange adds; less than 0 where it undoes some."""
+    added = int(price[rank, given] > 0) + int(price[hot, taken] > 0)
+    return added - int(price[hot, given] > 0) - int(price[rank, taken] > 0)
+
+
+@compiled
+def best_pick(
+    board: Board, hot: int, terms: Terms, room: int, picks: Picks, known: int, total: Floats
+) -> tuple[int, int]:
+    """The candidate that gains most on all samples, -1 if none does; and the moves it adds."""
+    cost, best, chosen, adds = terms.cost, terms.least, -1, 0
+    for at in range(known):
+        kind, rank, first, slot = picks.what[at]
+        there = board.slots[rank, slot]
+        if kind == SWAP:
+            given = board.slots[hot, first]
+            moves = swap_moves(board.price, hot, rank, given, there)
+            if moves > 0 and moves > room:
+                continue
+            gain = swap_gain(board, hot, rank, given, there, total)
+            gain -= cost * swap_price(board.price, hot, rank, given, there)
+        else:
+            moves = int(board.price[rank, first] > 0) - int(board.price[rank, there] > 0)
+            if moves > 0 and moves > room:
+                continue
+            gain = copy_gain(board, rank, first, there, total)
+            gain -= cost * (board.price[rank, first] - board.price[rank, there])
+        if gain > best:
+            best, chosen, adds = gain, at, moves
+    return chosen, adds
+
+
+@compiled
+def moved(board: Board) -> int:
+    """Replicas on ranks that do not hold the expert now."""
+    count = 0
+    for rank in range(board.slots.shape[0]):
+        for slot in range(board.slots.shape[1]):
+            count += board.price[rank, board.slots[rank, slot]] > 0
+    return count
+
+
+@compiled
+def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
+    """Improve the placement until no step gains more than its moves cost; the moves it needs.
+
+    room: moves at most. limit: steps at most.
+    """
+    ranks, samples = board.load.shape
+    experts, per_rank = board.copies.shape[0], board.slots.shape[1]
+    view = View(
+        np.empty(ranks),
+        np.empty(experts),
+        np.empty(experts),
+        np.empty(1),
+        np.empty((ranks, per_rank)),
+    )
+    picks = Picks(np.empty(CANDIDATES), np.empty((CANDIDATES, 4), np.int64))
+    hot, total = np.empty(ranks), np.empty(samples)
+    room -= moved(board)
+    for _ in range(limit):
+        measure(board, hot)
+        chosen, rank, moves = -1, 0, 0
+        for _ in range(min(HOTTEST, ranks)):
+            rank = int(np.argmax(hot))
+            look(board, rank, total, view)
+            picks.value[:] = 0.0
+            scale = hot[rank] / POWER / up(view.load[rank])
+            known = screen_swaps(board, view, rank, scale, terms.cost, picks, 0)
+            known = screen_copies(board, view, rank, scale, terms.cost, picks, known)
+            known = screen_drops(board, view, rank, scale, terms.cost, picks, known)
+            chosen, moves = best_pick(board, rank, terms, room, picks, known, total)
+            if chosen >= 0:
+                break
+            hot[rank] = -1.0
+        if chosen < 0:
+            break
+        kind, other, first, slot = picks.what[chosen]
+        if kind == SWAP:
+            swap(board, rank, other, first, slot)
+        else:
+            copy(board, other, first, slot)
+        room -= moves
+    return moved(board)
+
+
+@compiled
+def peak(board: Board, risk: float) -> float:
+    """Mean over samples of the hottest rank's load, taxed by `risk`; the mean rank's load is 1."""
+    ranks, per_rank = board.slots.shape
+    worst = 0.0
+    for k in range(board.weight.shape[0]):
+        hottest = 0.0
+        for rank in range(ranks):
+            load = 0.0
+            for slot in range(per_rank):
+                expert = board.slots[rank, slot]
+                load += taxed(board.heat[k, expert] / board.copies[expert], risk)
+            hottest = max(hottest, load)
+        worst += board.weight[k] * hottest
+    return worst
