@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from eplbd.cli import main
+from eplbd.core.placement import Placement
+from eplbd.traces.placements import save_placement
 
 GUESTS = Path(__file__).parents[1] / "plugins" / "guests"
 
@@ -33,6 +35,29 @@ def test_a_wrong_setting_is_one_line_and_status_1(words: tuple[str, ...], messag
     done = run("check", *words)
     assert done.exit_code == 1
     assert done.output.startswith(f"Error: {message}")
+
+
+@pytest.mark.slow
+def test_check_starts_the_shadows_and_reads_the_map(tmp_path: Path) -> None:
+    placement = Placement.linear(2, 4, 2, 3)
+    save_placement(tmp_path / "map.npz", placement)
+    file = tmp_path / "eplbd.toml"
+    file.write_text(
+        "[policy]\nname = 'hold'\nshadow = ['random', 'greedy']\n"
+        "[policy.shadow_options.random]\nseed = 5\n"
+        f"[balance]\nmode = 'static'\nmap = '{tmp_path / 'map.npz'}'\n"
+    )
+    done = run("check", "--config", str(file))
+    rows = [line.split() for line in done.output.splitlines()]
+    version = metadata.version("eplbd-policies")
+    assert ["policy.shadow_options.random.seed", "5", f"{file}:5"] in rows
+    assert done.output.splitlines()[-4:] == [
+        f"map of 2 x 2 x 3 slots, 4 experts, digest {placement.digest} is ready",
+        f"policy hold of eplbd {version} is ready",
+        f"shadow random of eplbd-policies {version} is ready",
+        f"shadow greedy of eplbd-policies {version} is ready",
+    ]
+    assert done.exit_code == 0
 
 
 @pytest.mark.slow
@@ -63,6 +88,7 @@ def test_check_prints_origins_and_starts_the_policy(tmp_path: Path) -> None:
         ("policy.name=2", "unknown policy `2` (vllm-ascend's number for `swift`)"),
         ("policy.options.x=1", "policy.options.x: `greedy` has no such option; known: min_gain"),
         ("policy.options.min_gain=2", "policy.options.min_gain: Expected `float` < 1.0, got 2"),
+        ("policy.shadow=hold,gredy", "unknown policy `gredy`; did you mean `greedy`?"),
         ("plugins.enabled=gredy", "no installed plugin is called `gredy`; did you mean `greedy`?"),
     ],
 )
