@@ -232,6 +232,9 @@ class PolicyHost:
                     )
                 return answer
             case Fault(request=self._asked, outcome=("raised" | "invalid" | "memory") as outcome):
+                if outcome == "memory":
+                    # What leaked into its modules would be there at the next question, too.
+                    await self._bury("ran out of memory")
                 raise _FailedError(outcome, answer.reason)
             case _:
                 await self._bury("answered something else")

@@ -138,6 +138,21 @@ async def test_a_guest_that_does_odd_things_may_answer(fault: str) -> None:
         assert host.statistics().starts == 1
 
 
+async def test_a_guest_that_leaks_is_started_anew_when_its_memory_is_spent() -> None:
+    """Twice: what it had leaked is gone with its process."""
+    async with host_of(options={"fault": "leaks"}) as host:
+        for spent in (1, 2):
+            answered = 0
+            while isinstance(answer := await ask(host, window(TRIGGER)), Proposal):
+                answered += 1
+                assert answered < MEMORY_BYTES >> 26
+            assert answer.outcome == "memory"
+            assert answered > 0
+            assert host.statistics().failures == {"memory": spent}
+        assert isinstance(await ask(host, window()), Proposal)
+        assert host.statistics().starts == 3
+
+
 async def test_what_a_guest_prints_goes_to_the_log() -> None:
     with capture_logs() as logs:
         async with host_of(options={"fault": "prints"}) as host:

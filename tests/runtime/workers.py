@@ -38,6 +38,8 @@ class Worker:
         self.forward = self.seq = 0
         self.arm: a.PlaceArm | None = None
         self.heard: list[m.FromLeader] = []
+        self.weighted = False
+        """Whether the engine takes shares."""
         self.idle = False
         """Whether the engine makes no forward: what is to flip at one does not."""
 
@@ -100,6 +102,7 @@ class Worker:
             term=term,
             expert_bytes=1_000,
             layout_digest="0" * 16,
+            weighted=self.weighted,
         )
 
     def stands(self) -> m.Stands:
@@ -113,6 +116,7 @@ class Worker:
             self.forward,
             0,
             placement.slots,
+            None if placement.shares is None else placement.parts(),
         )
 
     def heat(self, steps: int = 16) -> m.HeatReport:

@@ -62,6 +62,12 @@ def hoards(_current: eplbd.Placement) -> eplbd.Placement:
         HELD.append(bytearray(1 << 24))
 
 
+def leaks(current: eplbd.Placement) -> eplbd.Placement:
+    """Into its module, a little with each question: it outlives the policy's instance."""
+    HELD.append(bytearray(1 << 26))
+    return current
+
+
 def recurses(current: eplbd.Placement) -> eplbd.Placement:
     return recurses(current)
 
@@ -179,6 +185,7 @@ FAULTS: dict[str, Callable[[eplbd.Placement], object]] = {
         segfaults,
         allocates,
         hoards,
+        leaks,
         recurses,
         forks,
         leaves_a_child,
