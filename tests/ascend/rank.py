@@ -55,7 +55,7 @@ def serve(setting: Setting) -> Report:
     """Attach, run forwards, come to a common end."""
     from torch.distributed.distributed_c10d import _get_default_store
 
-    from eplbd_vllm.ascend.torch_guest import Guest
+    from eplbd_vllm.ascend import entry, torch_guest
     from eplbd_vllm.settings import Settings
     from tests.ascend.audit import Audit
     from tests.ascend.engine import Engine
@@ -63,13 +63,15 @@ def serve(setting: Setting) -> Report:
     engine = Engine(setting)
     settings = Settings(setting.socket, "tiny", "auto", 2)
     store = PrefixStore(f"case{setting.number}", _get_default_store())
-    guest = Guest(engine.worker, settings, store, stubs.CURRENT.group)
+    # A process serves one engine only; here, each case has a part of the store to itself.
+    vars(torch_guest)["_get_default_store"] = lambda: store
     audit = Audit(engine)
     with ExitStack() as stack:
         stack.callback(end, engine)
-        complaint = guest.attach()
-        if complaint:
+        guest, complaint = entry.invite(engine.worker, settings)
+        if guest is None:
             return Report(setting.rank, complaint=complaint, retired=audit.retired())
+        assert isinstance(guest, torch_guest.Guest)
         stack.callback(guest.leave)
         deadline = time.monotonic() + SERVE_S
         going, epoch = torch.ones(1), 0

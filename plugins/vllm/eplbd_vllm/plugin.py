@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from eplbd_vllm import conditions, hooks
+from eplbd_vllm.ascend import entry as ascend
 from eplbd_vllm.settings import disabled, from_environment
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def _register() -> None:
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     unverified = os.environ.get(conditions.UNVERIFIED, "") == "1"
-    refused = conditions.of_release(vllm.__version__, unverified=unverified)
+    if current_platform.device_type == "npu":
+        refused = ascend.refusal(unverified=unverified)
+    else:
+        refused = conditions.of_release(vllm.__version__, unverified=unverified)
     if refused:
         log.warning(_PLAIN, refused)
         return
@@ -65,10 +69,16 @@ def invite(worker: Worker) -> Visitor | None:
 
 
 def _invite(worker: Worker) -> Visitor | None:
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type == "npu":
+        visitor, reason = ascend.invite(worker, from_environment(os.environ))
+        if reason:
+            _say(worker, reason)
+        return visitor
     from vllm.model_executor.models.interfaces import (
         get_mixture_of_experts_model,
     )
-    from vllm.platforms import current_platform
 
     model: MoeModel | None = get_mixture_of_experts_model(worker.get_model())
     if model is not None and current_platform.is_cpu():

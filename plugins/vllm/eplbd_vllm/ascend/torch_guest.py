@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import _get_default_store
 
 from eplbd.core.placement import Placement
 from eplbd.errors import ConfigError, EplbdError, TransferError
@@ -44,6 +45,7 @@ log = logging.getLogger("vllm.eplbd")
 
 _ADAPTOR = "vllm_ascend.eplb.adaptor.vllm_adaptor"
 _CONTEXT = "vllm_ascend.ascend_forward_context"
+_GROUPS = "vllm_ascend.distributed.parallel_state"
 
 
 class Guest:
@@ -205,6 +207,12 @@ class Guest:
         missing = knock(self._settings.socket)
         if missing:
             log.warning("eplbd: serving with the placement as it is: %s", missing)
+
+
+def guest_of(worker: Worker, settings: Settings) -> Guest:
+    """Return the guest of a worker, in the engine's own group for balancing."""
+    group: Group = importlib.import_module(_GROUPS).get_dynamic_eplb_group()
+    return Guest(worker, settings, _get_default_store(), group)
 
 
 def adaptor_of(runner: Runner) -> Adaptor:
