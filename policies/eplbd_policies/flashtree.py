@@ -52,13 +52,17 @@ class Ranks(NamedTuple):
 
 compiled = njit(cache=True, error_model="numpy")
 
+UNSEEN = 0.1
+"""Standard deviation of an expert's heat that a window does not show, in parts of its mean. Without
+it, a window of few steps knows no risk."""
+
 KEEPS = np.array([8.0, 4.0, 2.0, 1.5, 1.0, 0.5])
 """How strongly `settle` prefers what is there already, from most to least."""
 
 
 @compiled
 def covariance(samples: Load, mean: Load) -> Load:
-    """`[E, E]` of `samples` `[E, S]` around `mean` `[E]`."""
+    """`[E, E]` of `samples` `[E, S]` around `mean` `[E]`, with what they do not show added."""
     experts, steps = samples.shape
     total = np.zeros((experts, experts))
     apart = np.empty(experts)
@@ -68,6 +72,8 @@ def covariance(samples: Load, mean: Load) -> Load:
         for a in range(experts):
             for b in range(experts):
                 total[a, b] += apart[a] * apart[b]
+    for a in range(experts):
+        total[a, a] += (UNSEEN * mean[a]) ** 2
     return total
 
 

@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from eplbd import Budget, Heat, Placement, Register, Topology, hookimpl
-from eplbd_policies.allowance import allowed
+from eplbd_policies.allowance import allowed, prefixes
 
 Ids = NDArray[np.int64]
 Load = NDArray[np.float64]
@@ -111,6 +111,23 @@ def _source(layer: Layer, terms: Terms, expert: int, rank: int) -> tuple[int, fl
 
 
 @compiled
+def _others(layer: Layer, gone: int, rank: int, hot: int, gained: int) -> float:
+    """The hottest other holder of `gone`, `hot` left out, once `rank` has given up its replica.
+
+    gained: an expert that gets one replica more at the same time; -1 for none.
+    """
+    weight, count = layer.weight, layer.replicas
+    top = 0.0
+    for other in range(layer.load.size):
+        if layer.hosts[gone, other] and other not in (rank, hot):
+            load = layer.load[other] + weight[gone] / (count[gone] * (count[gone] - 1))
+            if gained >= 0 and layer.hosts[gained, other]:
+                load -= weight[gained] / (count[gained] * (count[gained] + 1))
+            top = max(top, load)
+    return top
+
+
+@compiled
 def _spares(layer: Layer, terms: Terms, hot: int) -> Spare:
     """Find the redundant slots."""
     ranks, slots = layer.rows.shape
@@ -123,14 +140,10 @@ def _spares(layer: Layer, terms: Terms, hot: int) -> Spare:
     for rank in range(ranks):
         for slot in range(slots if layer.received[rank] < terms.receives else 0):
             expert = layer.rows[rank, slot]
-            replicas = layer.replicas[expert]
-            if layer.frozen[rank, slot] or replicas < 2:
+            if layer.frozen[rank, slot] or layer.replicas[expert] < 2:
                 continue
-            rise = layer.weight[expert] / (replicas * (replicas - 1))
-            for other in range(ranks):
-                if layer.hosts[expert, other] and other not in (rank, hot):
-                    spare.others[n] = max(spare.others[n], layer.load[other] + rise)
             spare.rank[n], spare.slot[n] = rank, slot
+            spare.others[n] = _others(layer, expert, rank, hot, -1)
             n += 1
     return Spare(spare.rank[:n], spare.slot[:n], spare.others[:n])
 
@@ -162,10 +175,14 @@ def _refill(layer: Layer, terms: Terms, hot: int, spare: Spare, n: int, step: St
         expert = i if rank == hot else layer.rows[hot, i]
         if expert == gone or layer.hosts[expert, rank]:
             continue
-        after = max(spare.others[n], freed + weight[expert] / (count[expert] + 1))
+        after = freed + weight[expert] / (count[expert] + 1)
         if rank != hot:
             after = max(after, burden - weight[expert] / (count[expert] * (count[expert] + 1)))
-        cut = load[hot] - after
+        if load[hot] - max(after, spare.others[n]) < terms.floor <= load[hot] - after:
+            others = _others(layer, gone, rank, hot, expert)  # what they hold too may be relieved
+        else:
+            others = spare.others[n]
+        cut = load[hot] - max(after, others)
         if cut >= terms.floor and cut > step.value[0]:
             sender, cost = _source(layer, terms, expert, rank)
             if cut / (cost + lost) > step.value[0]:
@@ -307,29 +324,6 @@ def balance(weight: Load, current: Ids, node: Ids, terms: Terms, steps: int) -> 
         taken += 1
         course[0, taken] = layer.load.max()
     return layer.rows, course[:, : taken + 1].copy()
-
-
-def prefixes(courses: list[Load], limit: int | None) -> list[int]:
-    """How many steps of each layer to take, most relief per transfer first, within `limit`.
-
-    courses: of each layer, as of `balance`, peaks in tokens.
-    """
-    if limit is None:
-        return [int(course[0].argmin()) for course in courses]
-    chosen = [0] * len(courses)
-    while True:
-        best = (0.0, 0, 0)
-        for layer, (peaks, transfers) in enumerate(courses):
-            now = chosen[layer]
-            costs = transfers[now + 1 :] - transfers[now]
-            worth = np.where(costs <= limit, (peaks[now] - peaks[now + 1 :]) / costs, 0.0)
-            if worth.size and worth.max() > best[0]:
-                best = (float(worth.max()), layer, now + 1 + int(worth.argmax()))
-        worth_most, layer, step = best
-        if worth_most == 0.0:
-            return chosen
-        limit -= int(courses[layer][1, step] - courses[layer][1, chosen[layer]])
-        chosen[layer] = step
 
 
 class Swift:
