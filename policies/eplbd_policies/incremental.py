@@ -19,6 +19,7 @@ from eplbd_policies.board import Floats, Ints, compiled, lay
 from eplbd_policies.forecast import SAMPLES, forecast, sample
 from eplbd_policies.fresh import construct, rename
 from eplbd_policies.search import POWER, Terms, moved, peak, repair
+from eplbd_policies.shake import shake
 
 RISK_LIMIT = 2.0
 """Beyond it a placement would be all insurance."""
@@ -121,17 +122,16 @@ def settle(
     construct(mean, other)
     rename(other, price)
     board = lay(heat, weight, risk, other, price)
-    if best + cost * moves <= 1.0 + REACH + cost * moved(board):
-        return best, moves
-    repair(board, Terms(0.0, LEAST), slots.size, limit)
-    rename(other, price)
-    board = lay(heat, weight, risk, other, price)
-    needed = repair(board, Terms(cost, LEAST), slots.size, limit)
-    after = peak(board, risk)
-    if needed <= room and after + cost * needed < best + cost * moves:
-        slots[:] = other
-        return after, needed
-    return best, moves
+    if best + cost * moves > 1.0 + REACH + cost * moved(board):
+        repair(board, Terms(0.0, LEAST), slots.size, limit)
+        rename(other, price)
+        board = lay(heat, weight, risk, other, price)
+        needed = repair(board, Terms(cost, LEAST), slots.size, limit)
+        if needed <= room and peak(board, risk) + cost * needed < best + cost * moves:
+            slots[:] = other
+    shake(heat, weight, risk, price, Terms(cost, LEAST), room, slots)
+    board = lay(heat, weight, risk, slots, price)
+    return peak(board, risk), moved(board)
 
 
 @compiled
