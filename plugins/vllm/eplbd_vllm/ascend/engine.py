@@ -31,7 +31,10 @@ class Generation(enum.StrEnum):
 class ExpertWeightKey(Protocol):
     """`QuantType`, a member of an enum."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How the sources call it."""
+        ...
 
 
 class MoeConfig(Protocol):
