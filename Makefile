@@ -15,15 +15,25 @@ INPUTS := constraints.txt pyproject.toml policies/pyproject.toml plugins/vllm/py
 STAMP := .venv/.made-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
 PYTEST_LOG := .make/pytest.log
 
+# A real vLLM on a CPU, in an environment of its own: an engine pins hundreds of packages. What is in
+# it is in plugins/vllm/constraints-cpu.txt. Its torch is the CPU build of that name: where pip is not
+# shown one, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+VLLM_BIN := .venv-vllm/bin
+VLLM_INPUTS := plugins/vllm/constraints-cpu.txt plugins/vllm/pyproject.toml tests/vllm/stub/pyproject.toml
+VLLM_STAMP := .venv-vllm/.made-$(shell cat $(VLLM_INPUTS) | sha256sum | cut -c 1-16)
+
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: help demo test check bench clean setup style spelling types contracts tests mutants closing
+.PHONY: help demo demo-vllm test check bench clean setup setup-vllm style spelling types contracts tests mutants closing
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 demo: setup ## A small torch model served on this machine's CPU, balanced by eplbd
 	@$(BIN)/eplbd demo
+
+demo-vllm: setup setup-vllm ## A real vLLM on this machine's CPU, balanced by eplbd
+	@$(VLLM_BIN)/python -m eplbd_vllm.demo --daemon $(BIN)/eplbd
 
 test: setup style spelling types contracts tests mutants closing ## Everything that has to hold
 
@@ -35,7 +45,7 @@ bench: setup ## Benchmarks, each printing its ratio
 	@$(BIN)/pytest -s tests/bench
 
 clean: ## Remove the environment, caches and build results
-	rm -rf .venv .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(STAMP)
@@ -49,6 +59,19 @@ $(STAMP): | .make
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt \
 		--group dev -e '.[cpu,offline]' -e policies -e plugins/vllm -e plugins/example-policy
 	@rm -f .venv/.made-*
+	@touch $@
+
+setup-vllm: setup $(VLLM_STAMP) ## The environment of the real vLLM: 2 GB
+
+# By the pip of .venv: the one that venv brings along may know no --build-constraint.
+$(VLLM_STAMP): $(STAMP)
+	$(call heading,set-up of .venv-vllm (from nothing: four minutes))
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	@$(BIN)/python -m pip --python $(VLLM_BIN)/python install --quiet --no-compile --no-deps \
+		-r plugins/vllm/constraints-cpu.txt
+	@$(BIN)/python -m pip --python $(VLLM_BIN)/python install --quiet --no-deps \
+		--build-constraint constraints.txt ./tests/vllm/stub -e . -e plugins/vllm
+	@rm -f .venv-vllm/.made-*
 	@touch $@
 
 .make:
@@ -73,7 +96,9 @@ contracts: setup
 	$(call heading,architecture: import-linter)
 	@$(BIN)/lint-imports --no-logo --no-cache
 
+# Where there is no vLLM for this platform its tests are skipped, and the summary names them.
 tests: setup
+	@$(MAKE) --no-print-directory setup-vllm || echo 'no real vLLM here: tests/vllm will be skipped'
 	$(call heading,tests (and the wheels in a clean environment): pytest)
 	@$(BIN)/pytest 2>&1 | tee $(PYTEST_LOG)
 

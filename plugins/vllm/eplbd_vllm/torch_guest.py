@@ -205,7 +205,13 @@ class Guest:
             self._initial = placement
         name = self._settings.group or _served_name(self._worker)
         membership = Membership(
-            name, seat.rank, seat.ranks, seat.store, seat.dispatch, counts=Counts.SENT
+            name,
+            seat.rank,
+            seat.ranks,
+            seat.store,
+            seat.dispatch,
+            weighted=True,
+            counts=Counts.SENT,
         )
         self._stack = ExitStack()
         self._agent = attach(

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node RANKS offline.py SPEC       (or python offline.py SPEC for one rank)
 
-SPEC is a JSON object, see `Spec`. Each round generates greedily for the same prompts, beside other
-ones whose words change with the round, so that there is always something to balance. All ranks run
-the same calls: an epoch flips at the same forward everywhere, so all leave the loop together. The
-first rank prints one JSON line.
+SPEC is a JSON object, see `Spec`. Each round generates greedily for the same prompts, beside
+other ones whose words change every few rounds, so that there is always something to balance. All
+ranks run the same calls: an epoch flips at the same forward everywhere, so all leave the loop
+together. The first rank writes a JSON object to $EPLBD_TEST_REPORT.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllm import LLM, SamplingParams
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
 from eplbd_vllm.hooks import Wrapper, guest_of
 from eplbd_vllm.torch_guest import Guest
@@ -24,7 +25,8 @@ from eplbd_vllm.upstream import Worker
 
 PROMPTS = 4
 WORDS = 24
-"""Of a prompt of the check, and tokens generated for it."""
+"""Of a prompt, and tokens generated for it."""
+TOPIC_ROUNDS = 4
 
 
 @dataclass
@@ -32,8 +34,7 @@ class Spec:
     """What to run.
 
     ranks: tensor-parallel. redundant: slots more than experts, None without EPLB. epochs: rounds go
-    on until so many were committed, at most `rounds`. reloaded: at the end, one more round with
-    weights that were loaded anew, and one with a sleep before. broken: then one with a wrong map.
+    on until so many were committed, at most `rounds`. broken: one more round with a wrong map.
     compiled: torch.compile rather than eager.
     """
 
@@ -42,7 +43,6 @@ class Spec:
     redundant: int | None = None
     epochs: int = 0
     rounds: int = 100
-    reloaded: bool = False
     broken: bool = False
     compiled: bool = False
 
@@ -51,7 +51,8 @@ class Spec:
 class Report:
     """What came of it.
 
-    tokens: of the first round. differing: rounds whose tokens were not those of the first.
+    tokens: of the first round. differing: rounds whose tokens were not those of the first. woken:
+    tokens after a sleep. reloaded: tokens after the weights were loaded anew.
     """
 
     tokens: list[list[int]] = field(default_factory=list)
@@ -63,10 +64,21 @@ class Report:
     start_s: float = 0.0
     seconds: float = 0.0
     broken_differs: bool | None = None
-    reloaded_differs: bool | None = None
+    woken: list[list[int]] = field(default_factory=list)
+    reloaded: list[list[int]] = field(default_factory=list)
+
+
+def block_rather_than_spin() -> None:
+    """Let ranks that share cores meet over gloo.
+
+    The shared-memory communicator spins for a peer that its spinning keeps from running, and all
+    engines of a machine that torchrun started share the name of its segments.
+    """
+    setattr(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda _: False)  # noqa: B010
 
 
 def engine(spec: Spec) -> LLM:
+    block_rather_than_spin()
     options: dict[str, Any] = {}
     if spec.ranks > 1:
         options |= {
@@ -97,12 +109,21 @@ def prompt(seed: int, words: range) -> dict[str, list[int]]:
     return {"prompt_token_ids": [words[(seed * 31 + i * 17) % span] for i in range(WORDS)]}
 
 
+def topic(number: int) -> range:
+    """Two words, others every `TOPIC_ROUNDS` rounds: few words keep few experts busy."""
+    return range(8, 504)[22 * (number // TOPIC_ROUNDS) % 480 :][:2]
+
+
 def generate(llm: LLM, number: int) -> list[list[int]]:
-    """Tokens of the check's prompts; the others' words change with the round."""
-    topic = range(8, 256) if number % 2 else range(256, 504)
+    """Tokens of the check's prompts; the others read and write the words of the round's topic."""
+    words = topic(number)
     checked = [prompt(seed, range(8, 504)) for seed in range(PROMPTS)]
-    others = [prompt(number * 7 + seed, topic) for seed in range(PROMPTS)]
-    sampling = SamplingParams(temperature=0.0, max_tokens=WORDS, ignore_eos=True)
+    others = [prompt(number * 7 + seed, words) for seed in range(2 * PROMPTS)]
+    free = SamplingParams(temperature=0.0, max_tokens=WORDS, ignore_eos=True)
+    bound = SamplingParams(
+        temperature=0.0, max_tokens=WORDS, ignore_eos=True, allowed_token_ids=list(words)
+    )
+    sampling = [free] * len(checked) + [bound] * len(others)
     outputs = llm.generate([*checked, *others], sampling, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs[:PROMPTS]]
 
@@ -114,18 +135,18 @@ def worker_of(llm: LLM) -> Wrapper:
 
 
 def break_map(worker: Worker) -> None:
-    """Exchange two experts of one layer in the table alone."""
+    """Exchange two experts of one layer in the tables alone; a second time puts them right."""
     state = worker.model_runner.eplb_state
     assert state is not None
-    table = next(iter(state.model_states.values())).logical_to_physical_map[1]
-    table[[0, 1]] = table[[1, 0]].clone()
+    maps = next(iter(state.model_states.values()))
+    for table in (maps.logical_to_physical_map[1], maps.logical_replica_count[1]):
+        table[[0, 1]] = table[[1, 0]].clone()
 
 
-def reload_and_sleep(llm: LLM) -> list[list[int]]:
-    """Tokens after the weights were loaded anew, each into the slot that it had at first."""
-    llm.collective_rpc("reload_weights")
-    llm.collective_rpc("sleep")
-    llm.collective_rpc("wake_up")
+def after(llm: LLM, *calls: str) -> list[list[int]]:
+    """Tokens after calls of the workers' methods."""
+    for call in calls:
+        llm.collective_rpc(call)
     return generate(llm, 0)
 
 
@@ -146,11 +167,12 @@ def drive(spec: Spec) -> Report:
     report.seconds = time.monotonic() - began
     if guest is not None:
         report.commits, report.forwards = guest.commits, guest.forwards
-    if spec.reloaded:
-        report.reloaded_differs = reload_and_sleep(llm) != report.tokens
+    report.woken = after(llm, "sleep", "wake_up")
     if spec.broken:
         break_map(wrapper.worker)
         report.broken_differs = generate(llm, 0) != report.tokens
+        break_map(wrapper.worker)
+    report.reloaded = after(llm, "reload_weights")
     if guest is not None:
         guest.leave()
     return report

