@@ -345,11 +345,13 @@ def _mode(draft: _Draft) -> None:
             "both; record first, then serve with what was recorded"
         )
     elif record is not None:
+        folder = str(record).removesuffix(".json")
         draft.put("balance.mode", "record")
-        draft.put("balance.map", record)
+        draft.put("record.dir", folder)
         draft.warnings.append(
-            "expert_map_record_path is succeeded by balance.mode = 'record' and balance.map; leave "
-            "it out in the engine and set dynamic_eplb there"
+            "expert_map_record_path is succeeded by balance.mode = 'record' and record.dir = "
+            f"{folder!r}; `eplbd convert` makes {record} of the newest proposal there. Leave it out "
+            "in the engine and set dynamic_eplb there"
         )
     elif path is not None and dynamic:
         draft.put("balance.mode", "dynamic")
