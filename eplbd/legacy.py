@@ -350,8 +350,8 @@ def _mode(draft: _Draft) -> None:
         draft.put("record.dir", folder)
         draft.warnings.append(
             "expert_map_record_path is succeeded by balance.mode = 'record' and record.dir = "
-            f"{folder!r}; `eplbd convert` makes {record} of the newest proposal there. Leave it out "
-            "in the engine and set dynamic_eplb there"
+            f"{folder!r}; `eplbd convert` makes {record} of the newest proposal there. Leave it "
+            "out in the engine and set dynamic_eplb there"
         )
     elif path is not None and dynamic:
         draft.put("balance.mode", "dynamic")
