@@ -26,11 +26,13 @@ MISDEEDS = (
     ("spins", "timeout", f"no answer within {SPIN_S} s"),
     ("segfaults", "crashed", "SIGSEGV"),
     ("hoards", "memory", "MemoryError"),
+    ("leaves_a_child", "crashed", "left behind"),
     ("returns_none", "invalid", "NoneType"),
     ("returns_the_wrong_shape", "invalid", "shape"),
     ("returns_smuggled_floats", "invalid", "float"),
     ("forgets_an_expert", "invalid", "expert 0"),
     ("names_experts_that_are_none", "invalid", "2147483647"),
+    ("splits_unasked", "invalid", "budget.weighted"),
 )
 NAMES = [fault for fault, _, _ in MISDEEDS]
 

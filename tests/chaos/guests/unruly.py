@@ -20,10 +20,20 @@ def names_experts_that_are_none(current: eplbd.Placement) -> eplbd.Placement:
     return eplbd.Placement(np.full_like(current.slots, 2**31 - 1), current.experts)
 
 
+def splits_unasked(current: eplbd.Placement) -> eplbd.Placement:
+    """Shares, all of them for the first replica, where the engine takes none."""
+    shares = eplbd.even_shares(current)
+    for layer, expert in np.argwhere(current.replicas() > 1):
+        own = np.flatnonzero(current.slots[layer] == expert)
+        shares[layer].flat[own] = np.arange(len(own)) == 0
+    return eplbd.Placement(current.slots, current.experts, shares)
+
+
 MISDEEDS = {
     **FAULTS,
     "forgets_an_expert": forgets_an_expert,
     "names_experts_that_are_none": names_experts_that_are_none,
+    "splits_unasked": splits_unasked,
 }
 
 
