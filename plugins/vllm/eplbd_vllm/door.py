@@ -39,7 +39,7 @@ def knock(endpoint: str) -> str:
         except PermissionError:
             return _forbidden(path)
         except OSError as error:
-            return f"{path} cannot be connected to: {error.strerror}; set EPLBD_SOCKET"
+            return f"{path} cannot be connected to: {error.strerror or error}; set EPLBD_SOCKET"
     return ""
 
 

@@ -197,5 +197,7 @@ def phase_of(output: SchedulerOutput) -> int:
     requests, new = len(output.num_scheduled_tokens), len(output.scheduled_new_reqs)
     if new:
         return _PREFILL if new == requests else _ALL
+    if not requests:
+        return _ALL
     one_each = output.total_num_scheduled_tokens == requests
     return _DECODE if one_each or output.scheduled_spec_decode_tokens else _ALL
