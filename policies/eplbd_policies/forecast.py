@@ -14,6 +14,8 @@ SAMPLES = 16
 """Averages of neighbouring steps: few enough to search on, enough to see who is hot together."""
 TESTED = 8
 """Samples below which a window is too short to be split into a past and a future."""
+UNTESTED = 0.02
+"""Squared relative error that is assumed where there is no back-test."""
 MARGIN = 0.9
 """A forecaster replaces the plain mean only if its error is at most this part of the mean's."""
 DAMPING = 0.9
@@ -28,7 +30,8 @@ def sample(steps: NDArray[np.int32], activation: float, heat: Floats, noise: Flo
 
     steps: `[T, L, E]` tokens. activation: further tokens that an expert counts for in each step in
     which it has any. heat: `[L, K, E]`, out: mean per step. noise: `[L, E]`, out: variance of one
-    step around its neighbours, which unlike the window's is free of drift (von Neumann, 1941).
+    step around its neighbours, which unlike the window's is free of drift (von Neumann, 1941), and
+    not below that of independent tokens (Poisson).
     """
     count, layers, experts = steps.shape
     samples = heat.shape[1]
@@ -49,7 +52,10 @@ def sample(steps: NDArray[np.int32], activation: float, heat: Floats, noise: Flo
                 change = float(steps[step, layer, expert]) - float(steps[step - 1, layer, expert])
                 noise[layer, expert] += change * change
         for expert in range(experts):
-            noise[layer, expert] /= 2.0 * max(count - 1, 1)
+            mean = 0.0
+            for k in range(samples):
+                mean += heat[layer, k, expert] / samples
+            noise[layer, expert] = max(noise[layer, expert] / (2.0 * max(count - 1, 1)), mean)
 
 
 @compiled
@@ -86,12 +92,13 @@ def forecast(heat: Floats, out: Floats) -> float:
     """Level of the next window by the forecaster that would have served this one best.
 
     heat: `[K, E]`. out: `[E]`. Returns the squared relative error in the back-test: the first half
-    of the samples foretells the second. Where there is no back-test, the mean and 0.
+    of the samples foretells the second. Where there is no back-test, the mean
+    and `UNTESTED`.
     """
     samples, experts = heat.shape
     if samples < TESTED:
         level(heat, MEAN, out)
-        return 0.0
+        return UNTESTED
     past, future = heat[: samples // 2], heat[samples // 2 :]
     truth = np.empty(experts)
     level(future, MEAN, truth)
