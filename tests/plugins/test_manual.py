@@ -124,7 +124,7 @@ def test_the_laws_are_those_of_the_kit() -> None:
     for law, meaning in LAWS.items():
         assert f"| {law} | {meaning} |" in MANUAL
     assert f"within {TOLERANCE:g};" in MANUAL
-    assert f"whole {WHOLE:,}ths" in MANUAL
+    assert f"whole {WHOLE:,}" in MANUAL
 
 
 def test_the_hooks_reference_is_its_docstring() -> None:
