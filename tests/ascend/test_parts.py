@@ -21,7 +21,7 @@ from eplbd.worker.torch_experts import PlainImages
 from eplbd_vllm.ascend.conditions import of_layers
 from eplbd_vllm.ascend.engine import ExpertWeightKey, of_release
 from eplbd_vllm.ascend.record import MapRecord, as_expert_map
-from eplbd_vllm.ascend.torch_formats import memory_of
+from eplbd_vllm.ascend.torch_formats import NpuImages, memory_of
 from eplbd_vllm.ascend.torch_heat import Heat
 from eplbd_vllm.ascend.torch_maps import choose, expert_maps, placement_of
 from eplbd_vllm.ascend.torch_tables import RoutingTables
@@ -129,6 +129,11 @@ class TestTensors:
     ) -> None:
         with pytest.raises(TransferError, match=sentence):
             expert_tensors(made(), PlainImages())
+
+    def test_a_stack_in_a_private_format_is_refused(self) -> None:
+        npu = SimpleNamespace(get_npu_format=lambda _: 29, npu_format_cast=None)
+        with pytest.raises(TransferError, match="VLLM_ASCEND_ENABLE_NZ=0"):
+            expert_tensors(adaptor(layer()), NpuImages(npu))
 
     def test_an_engine_that_moves_something_else_is_refused(self) -> None:
         class QuantType(enum.Enum):

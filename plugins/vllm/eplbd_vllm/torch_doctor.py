@@ -1,7 +1,7 @@
 """The checks of `eplbd-vllm doctor` that need torch: devices, staging, private formats, transport.
 
-Owns one function per check, each of which returns what it found or raises what is wrong. Ranks are
-processes, as an engine's are: not every device's library serves two of them in one.
+Owns one function per check, each of which returns what it found or raises what is wrong. With
+devices, ranks are processes, as an engine's are: not every device's library serves two in one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -69,7 +69,7 @@ def transport(name: str) -> str:
     if accelerator() != "cpu" and count < 2:
         raise RuntimeError(f"{count} device: two are needed, or two ranks on two machines")
     store = _tcp(0, is_host=True)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with _pool() as pool:
         playing = [pool.submit(_exchange, store.port, rank, route) for rank in range(2)]
         moved = sum(each.result(2 * _PATIENCE_S) for each in playing)
     return f"{moved} B between 2 ranks, checksums agree"
@@ -95,6 +95,12 @@ def private_formats() -> str:
             "the weight has moved, or lost its format: captured graphs would miss it"
         )
     return "FRACTAL_NZ is read and written in place"
+
+
+def _pool() -> Executor:
+    if accelerator() == "cpu":
+        return ThreadPoolExecutor(2)
+    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))
 
 
 def _exchange(port: int, rank: int, route: Route) -> int:
