@@ -14,7 +14,7 @@ import pytest
 from tests.runtime.process import daemon, write_config
 from tests.vllm.engines import offline
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 EPOCHS = 20
 

@@ -20,7 +20,7 @@ from tests.runtime.process import Process, daemon, write_config
 from tests.vllm.engines import BIN
 from tests.vllm.test_offline import RESTLESS
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 
 class Lab:

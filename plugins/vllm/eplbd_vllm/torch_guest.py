@@ -13,6 +13,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -66,6 +67,7 @@ class Guest:
         self._routed: Tensor | None = None
         self._tables: Tables | None = None
         self._initial: Placement | None = None
+        self._last: Placement | None = None
         self._lost = False
 
     @property
@@ -105,6 +107,9 @@ class Guest:
         self._lost = self._lost or lost
         self._record(on=False)
         self._stack.close()
+        if self._agent is not None:
+            # All ranks pause between the same two forwards: a flip that was to come comes on none.
+            self._last, self._agent = self._agent.machine.placement, None
 
     def resume(self, *, reloaded: bool) -> None:
         """See `Visitor`."""
@@ -112,8 +117,12 @@ class Guest:
             return  # what is in the slots now is nobody's weights
         if reloaded and self._tables is not None and self._initial is not None:
             self._tables.reset(self._initial)
+            self._last = None
         self._lost = False
-        reason = self.attach()
+        try:
+            reason = self.attach()
+        except (EplbdError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
         if reason and self._group.rank_in_group == 0:
             log.warning("eplbd: the placement stays as it is from here on: %s", reason)
 
@@ -191,21 +200,9 @@ class Guest:
         """Take the engine's place as its balancer, and let the agent run."""
         counters = self._counters
         assert counters is not None  # noqa: S101 - made with the parts
-        retire(self._worker.model_runner.eplb_state)
-        counters.drop()
-        for layer, row in zip(self._model.moe_layers, counters.pass_counts, strict=True):
-            state = layer.eplb_state
-            assert state is not None  # noqa: S101 - of_layers
-            state.expert_load_view = row
-        self._record(on=seat.reports)
-        self._routed = counters.pass_routed[0]
-        self._tables, self._executor = tables, executor
-        placement = tables.placement(seat.ranks)
-        if self._initial is None:
-            self._initial = placement
-        name = self._settings.group or _served_name(self._worker)
+        placement = self._in_force(tables, seat.ranks)
         membership = Membership(
-            name,
+            self._settings.group or _served_name(self._worker),
             seat.rank,
             seat.ranks,
             seat.store,
@@ -213,10 +210,27 @@ class Guest:
             weighted=True,
             counts=Counts.SENT,
         )
+        counters.drop()
         self._stack = ExitStack()
         self._agent = attach(
             self._stack, self._settings.socket, membership, placement, executor, tables, counters
         )
+        retire(self._worker.model_runner.eplb_state)
+        for layer, row in zip(self._model.moe_layers, counters.pass_counts, strict=True):
+            state = layer.eplb_state
+            assert state is not None  # noqa: S101 - of_layers
+            state.expert_load_view = row
+        self._record(on=seat.reports)
+        self._routed = counters.pass_routed[0]
+        self._tables, self._executor = tables, executor
+        self._initial = self._initial or placement
+
+    def _in_force(self, tables: Tables, ranks: int) -> Placement:
+        """What the tables hold; of its shares they say nothing, but the agent before knew."""
+        held, last = tables.placement(ranks), self._last
+        if last is not None and np.array_equal(last.slots, held.slots):
+            return last
+        return held
 
     def _record(self, *, on: bool) -> None:
         """Let the routers count, or not; a captured graph looks at this flag, too."""
