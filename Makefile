@@ -24,10 +24,10 @@ VLLM_STAMP := .venv-vllm/.made-$(shell cat $(VLLM_INPUTS) | sha256sum | cut -c 1
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: help demo demo-vllm test check bench clean setup setup-vllm style spelling types contracts tests mutants closing
+.PHONY: help demo demo-vllm test check bench bench-policies clean setup setup-vllm style spelling types contracts tests mutants closing
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 demo: setup ## A small torch model served on this machine's CPU, balanced by eplbd
 	@$(BIN)/eplbd demo
@@ -43,6 +43,10 @@ check: setup style spelling types contracts ## The loop of a developer: seconds,
 
 bench: setup ## Benchmarks, each printing its ratio
 	@$(BIN)/pytest -s tests/bench
+
+# Peers' sources come from the package index, or from EPLB_PEERS; their figures are kept in .make/fronts.
+bench-policies: setup ## Policies beside the peers': balance, moves, time; ARGS=--all for every shape
+	@$(BIN)/python -m tests.bench.fronts $(or $(ARGS),--quick)
 
 clean: ## Remove the environment, caches and build results
 	rm -rf .venv .venv-vllm .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
