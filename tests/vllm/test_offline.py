@@ -13,32 +13,11 @@ import pytest
 
 from tests.runtime.process import daemon, write_config
 from tests.vllm.engines import offline
+from tests.vllm.lab import RESTLESS
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 EPOCHS = 20
-
-RESTLESS = {
-    "policy__name": "greedy",
-    "log__format": "json",
-    "balance__interval_s": 0.2,
-    "balance__window_steps": 32,
-    "balance__min_steps": 8,
-    "balance__par_trigger": 1.0,
-    "balance__min_gain": 0.0,
-    "balance__horizon_s": 86_400.0,
-    "balance__pause_s": 0.1,
-    "epoch__experts_per_rank": 1,
-    "epoch__margin_forwards": 4,
-    "epoch__guard_forwards": 1,
-    "epoch__prepare_timeout_s": 60.0,
-    "epoch__stage_timeout_s": 60.0,
-    "epoch__arm_timeout_s": 60.0,
-    "epoch__settle_timeout_s": 60.0,
-    "transfer__inflation_ceiling": 100.0,
-    "session__silence_s": 60.0,
-}
-"""Epochs of one expert, as soon as the heat changes, on a machine that others may keep busy."""
 
 Models = Callable[[str], Path]
 Reference = Callable[[str], dict[str, Any]]

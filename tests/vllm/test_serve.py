@@ -6,62 +6,19 @@ last one stops it in the middle of an epoch. So the order of the tests is part o
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eplbd_vllm.demo.clients import LENGTH, Clients, check_prompts
-from eplbd_vllm.demo.engines import EP2, Server, segments, serving
-from tests.runtime.process import Process, daemon, write_config
+from eplbd_vllm.demo.clients import LENGTH
+from eplbd_vllm.demo.engines import EP2, segments, serving
+from tests.runtime.process import write_config
 from tests.vllm.engines import BIN
-from tests.vllm.test_offline import RESTLESS
+from tests.vllm.lab import RESTLESS, Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
-
-
-class Lab:
-    """The engine, the daemon beside it if there is one, and clients that keep it busy."""
-
-    def __init__(self, folder: Path, server: Server, expected: list[list[int]]) -> None:
-        self.folder, self.server, self.expected = folder, server, expected
-        self.daemon: Process | None = None
-        self.stack = ExitStack()
-
-    def start_daemon(self) -> Process:
-        self.daemon = self.stack.enter_context(daemon(self.folder / "eplbd.toml"))
-        self.daemon.line("serving")
-        return self.daemon
-
-    def kill_daemon(self) -> None:
-        assert self.daemon is not None
-        self.daemon.popen.send_signal(signal.SIGKILL)
-        self.stack.close()
-
-    def settled(self) -> int:
-        """Epochs that this daemon has settled."""
-        assert self.daemon is not None
-        ended = [line for line in self.daemon.lines if line["event"] == "epoch ended"]
-        return sum(line["outcome"] == "settled" for line in ended)
-
-    def check(self) -> None:
-        """The tokens of one rank, whatever goes on."""
-        assert [self.server.complete(prompt) for prompt in check_prompts()] == self.expected
-
-    @contextmanager
-    def traffic(self) -> Iterator[Clients]:
-        """Clients whose words change, so that there is always something to balance."""
-        clients = Clients(self.server, turns=6)
-        with clients.busy():
-            yield clients
-
-    def settle(self, epochs: int) -> None:
-        """Wait until this daemon has settled so many epochs."""
-        assert self.daemon is not None
-        self.server.wait_for(lambda: self.settled() >= epochs, f"{epochs} epochs settle")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""A served engine, the daemon beside it if there is one, and what is expected of both."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from eplbd_vllm.demo.clients import Clients, check_prompts
+from eplbd_vllm.demo.engines import Server
+from tests.runtime.process import Process, daemon
+
+RESTLESS: dict[str, object] = {
+    "policy__name": "greedy",
+    "log__format": "json",
+    "balance__interval_s": 0.2,
+    "balance__window_steps": 32,
+    "balance__min_steps": 8,
+    "balance__par_trigger": 1.0,
+    "balance__min_gain": 0.0,
+    "balance__horizon_s": 86_400.0,
+    "balance__pause_s": 0.1,
+    "epoch__experts_per_rank": 1,
+    "epoch__margin_forwards": 4,
+    "epoch__guard_forwards": 1,
+    "epoch__prepare_timeout_s": 60.0,
+    "epoch__stage_timeout_s": 60.0,
+    "epoch__arm_timeout_s": 60.0,
+    "epoch__settle_timeout_s": 60.0,
+    "transfer__inflation_ceiling": 100.0,
+    "session__silence_s": 60.0,
+}
+"""Epochs of one expert, as soon as the heat changes, on a machine that others may keep busy."""
+
+
+class Lab:
+    """expected: greedy tokens of the check's prompts. folder: of the daemon's configuration."""
+
+    def __init__(self, folder: Path, server: Server, expected: list[list[int]]) -> None:
+        self.folder, self.server, self.expected = folder, server, expected
+        self.daemon: Process | None = None
+        self.stack = ExitStack()
+
+    def start_daemon(self) -> Process:
+        self.daemon = self.stack.enter_context(daemon(self.folder / "eplbd.toml"))
+        self.server.wait_for(lambda: "serving" in self._lived().events(), "the daemon serves")
+        return self.daemon
+
+    def kill_daemon(self) -> None:
+        self._lived().popen.send_signal(signal.SIGKILL)
+        self.stack.close()
+
+    def settled(self) -> int:
+        """Epochs that this daemon has settled."""
+        ended = [line for line in self._lived().lines if line["event"] == "epoch ended"]
+        return sum(line["outcome"] == "settled" for line in ended)
+
+    def frozen(self) -> list[str]:
+        """Why this daemon froze the placement; nothing where it did not."""
+        lines = self._lived().lines
+        return [line["reason"] for line in lines if line["event"] == "placement frozen"]
+
+    def check(self) -> None:
+        """The tokens of one rank, whatever goes on."""
+        assert [self.server.complete(prompt) for prompt in check_prompts()] == self.expected
+
+    @contextmanager
+    def traffic(self) -> Iterator[Clients]:
+        """Clients whose words change, so that there is always something to balance."""
+        clients = Clients(self.server, turns=6)
+        with clients.busy():
+            yield clients
+
+    def settle(self, epochs: int) -> None:
+        """Wait until this daemon has settled so many epochs."""
+        self.server.wait_for(
+            lambda: self.settled() >= epochs or bool(self.frozen()), f"{epochs} epochs settle"
+        )
+        assert self.frozen() == []
+
+    def _lived(self) -> Process:
+        assert self.daemon is not None
+        return self.daemon
