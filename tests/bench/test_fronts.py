@@ -7,7 +7,7 @@ import pytest
 from tests.bench.fronts import ours
 from tests.bench.fronts.claims import Case, claims
 from tests.bench.fronts.rows import Kept, Row
-from tests.bench.fronts.verdict import Verdict, best, fewest, judge
+from tests.bench.fronts.verdict import Duel, Verdict, best, duel, fewest, judge
 from tests.bench.fronts.yardstick import Yardstick
 
 
@@ -42,6 +42,21 @@ def test_a_row_without_figures_is_nobodys_point() -> None:
     assert fewest(FRONT, 1.2) == FRONT[1]
     assert best(FRONT[3:], 100.0) is None
     assert fewest(FRONT, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("par", "moves", "found"),
+    [
+        (1.20, 30, Duel.DOMINATES),
+        (1.10, 20, Duel.TIE),
+        (1.05, 30, Duel.TRADE),
+        (1.20, 10, Duel.TRADE),
+        (1.05, 20, Duel.BEATEN),
+        (1.10, 10, Duel.BEATEN),
+    ],
+)
+def test_one_setting_may_be_beaten(par: float, moves: float, found: Duel) -> None:
+    assert duel(row("peer", par, moves), FRONT[0]) is found
 
 
 def test_a_kept_row_is_measured_once_and_anew_under_another_key(tmp_path: Path) -> None:

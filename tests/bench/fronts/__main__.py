@@ -32,6 +32,7 @@ def main() -> None:
     cases = list(compared(yardstick, args)) if yardstick is not None else []
     if cases:
         print(tables.of_counts(cases))
+        print(tables.of_settings(cases))
         print(tables.of_claims("Balance and moves", claims.claims(cases)))
     makers = {point.name: ours.entrant(point, []) for point in ours.points() if point.part is None}
     if yardstick is not None:

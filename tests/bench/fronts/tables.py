@@ -4,12 +4,13 @@ Owns their layout. Must not decide anything: verdicts and claims come ready.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from tests.bench.fronts.claims import DEFAULT, Case, Claim
 from tests.bench.fronts.rows import Row
 from tests.bench.fronts.small import Answer
-from tests.bench.fronts.verdict import LEVEL, Judged, Verdict, judge
+from tests.bench.fronts.verdict import LEVEL, Duel, Judged, Verdict, duel, judge
 
 HEAD = (
     "| peer | PAR | moves | gap % | CPU ms | wall ms | ours, no more moves | "
@@ -21,12 +22,12 @@ OURS = "| ours | PAR | moves | gap % | CPU ms | wall ms |\n|---|" + "--:|" * 5
 def of_case(case: Case) -> str:
     """One load: every peer beside ours, then our points."""
     lines = [f"\n### {case.load}\n", HEAD]
-    shipped = [row for row in case.ours if row.policy == DEFAULT]
+    shipped = next((row for row in case.ours if row.policy == DEFAULT and not row.error), None)
     good = sorted((row for row in case.peers if not row.error), key=lambda row: row.par)
     for peer in good:
-        judged, alone = judge(peer, case.ours), judge(peer, shipped)
+        judged, alone = judge(peer, case.ours), duel(peer, shipped) if shipped else ""
         cells = [_figures(peer), _near(judged.best), _near(judged.fewest)]
-        lines.append(f"| {' | '.join([*cells, judged.verdict, alone.verdict])} |")
+        lines.append(f"| {' | '.join([*cells, judged.verdict, alone])} |")
     lines += ["", OURS, *(f"| {_figures(row)} |" for row in case.ours if not row.error)]
     silent = [row for row in [*case.peers, *case.ours] if row.error]
     lines += ["", *(f"- {row.policy}: {row.error}" for row in silent)]
@@ -35,16 +36,35 @@ def of_case(case: Case) -> str:
 
 def of_counts(cases: Sequence[Case]) -> str:
     """How often each verdict was given, per load and in all, with every miss named."""
-    lines = ["\n### Verdicts, load by load: any of our points (as shipped)\n"]
+    lines = ["\n### Verdicts: peers' points against the front of ours\n"]
     lines += ["| load | " + " | ".join(Verdict) + " |", "|---|" + "--:|" * len(Verdict)]
-    total, shipped_total, misses = Counter[Verdict](), Counter[Verdict](), []
+    total, misses = Counter[str](), []
     for case in cases:
-        judged, alone = _judged(case, case.ours), _judged(case, case.ours[:1])
-        counts, shipped = (Counter(one.verdict for one in some) for some in (judged, alone))
-        lines.append(f"| {case.load} | {_counts(counts, shipped)} |")
-        total, shipped_total = total + counts, shipped_total + shipped
+        judged = [judge(peer, case.ours) for peer in case.peers if not peer.error]
+        counts = Counter[str](one.verdict for one in judged)
+        lines.append(f"| {case.load} | {_counts(counts, Verdict)} |")
+        total += counts
         misses += [_miss(case, one) for one in judged if one.verdict is Verdict.MISSED]
-    lines += [f"| **all** | {_counts(total, shipped_total)} |", "", *misses]
+    return "\n".join([*lines, f"| **all** | {_counts(total, Verdict)} |", "", *misses])
+
+
+def of_settings(cases: Sequence[Case]) -> str:
+    """Each of our points alone against every point of every peer, over all loads."""
+    lines = [
+        "\n### One setting for all loads\n",
+        "| ours | " + " | ".join(Duel) + " | PAR | moves |",
+    ]
+    lines += ["|---|" + "--:|" * (len(Duel) + 2)]
+    for name in dict.fromkeys(row.policy for case in cases for row in case.ours):
+        pairs = [(case, row) for case in cases for row in case.ours if row.policy == name]
+        good = [(case, row) for case, row in pairs if not row.error]
+        counts = Counter[str](
+            duel(peer, row) for case, row in good for peer in case.peers if not peer.error
+        )
+        par, moves = (
+            fmean(values) for values in zip(*((row.par, row.moves) for _, row in good), strict=True)
+        )
+        lines.append(f"| {name} | {_counts(counts, Duel)} | {par:.3f} | {moves:.1f} |")
     return "\n".join(lines)
 
 
@@ -79,12 +99,8 @@ def _near(row: Row | None) -> str:
     return "none" if row is None else f"{row.par:.3f} / {row.moves:.1f} ({row.policy})"
 
 
-def _judged(case: Case, ours: Sequence[Row]) -> list[Judged]:
-    return [judge(peer, ours) for peer in case.peers if not peer.error]
-
-
-def _counts(counts: Counter[Verdict], shipped: Counter[Verdict]) -> str:
-    return " | ".join(f"{counts[verdict]} ({shipped[verdict]})" for verdict in Verdict)
+def _counts(counts: Mapping[str, int], kinds: Iterable[str]) -> str:
+    return " | ".join(str(counts.get(kind, 0)) for kind in kinds)
 
 
 def _miss(case: Case, one: Judged) -> str:

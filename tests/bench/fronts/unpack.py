@@ -38,6 +38,8 @@ def peers() -> Path:
     """`$EPLB_PEERS`, or `.make/peers`, where what is missing is unpacked from the package index."""
     named = os.environ.get("EPLB_PEERS")
     if named:
+        if not Path(named).is_dir():
+            sys.exit(f"EPLB_PEERS: no folder {named}; unpack peers there, or unset it to fetch them")
         return Path(named)
     folder = MADE / "peers"
     for wheel in WHEELS:

@@ -23,6 +23,15 @@ class Verdict(StrEnum):
     MISSED = "missed"
 
 
+class Duel(StrEnum):
+    """What one point of ours is beside one of a peer's."""
+
+    DOMINATES = "dominates"
+    TIE = "tie"
+    TRADE = "trade"
+    BEATEN = "beaten"
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A peer's point. best: ours of no more moves; fewest: ours of no worse balance, if any is."""
@@ -57,3 +66,18 @@ def judge(peer: Row, ours: Sequence[Row]) -> Judged:
     if saving is not None and saving.moves < peer.moves * (1 - HAIR):
         verdict = Verdict.DOMINATED
     return Judged(peer, nearest, cheapest, verdict)
+
+
+def duel(peer: Row, mine: Row) -> Duel:
+    """One of ours alone: a sweep finds the best of many, an operator has one setting.
+
+    A trade is better in one and worse in the other.
+    """
+    match judge(peer, [mine]).verdict:
+        case Verdict.DOMINATED:
+            return Duel.DOMINATES
+        case Verdict.TIE:
+            return Duel.TIE
+        case Verdict.MISSED:
+            beaten = judge(mine, [peer]).verdict is Verdict.DOMINATED
+            return Duel.BEATEN if beaten else Duel.TRADE
