@@ -47,16 +47,23 @@ def _register() -> None:
     if refused:
         log.warning(_PLAIN, refused)
         return
-    for handler in logging.getLogger("vllm").handlers:
-        # What the agent's threads say belongs into the engine's log.
-        if handler not in logging.getLogger("eplbd").handlers:
-            logging.getLogger("eplbd").addHandler(handler)
+    _log_with(logging.getLogger("vllm"))
     if current_platform.is_cpu():
         from eplbd_vllm import torch_cpu_gaps
 
         filled = torch_cpu_gaps.fill()
         log.debug("gaps of vLLM %s on CPU filled: %s", vllm.__version__, ", ".join(filled))
     hooks.install(WorkerWrapperBase, invite)
+
+
+def _log_with(engine: logging.Logger) -> None:
+    """What the agent's threads say belongs into the engine's log, and there once."""
+    ours = logging.getLogger("eplbd")
+    for handler in engine.handlers:
+        if handler not in ours.handlers:
+            ours.addHandler(handler)
+    ours.setLevel(engine.level)
+    ours.propagate = not ours.handlers
 
 
 def invite(worker: Worker) -> Visitor | None:
