@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.bench.fronts import ours
-from tests.bench.fronts.claims import Case, claims
+from tests.bench.fronts.claims import Case, claims, exact
 from tests.bench.fronts.rows import Kept, Row
+from tests.bench.fronts.small import Problem, solve
 from tests.bench.fronts.verdict import Duel, Verdict, best, duel, fewest, judge
 from tests.bench.fronts.yardstick import Yardstick
 
@@ -85,6 +86,19 @@ def test_claims_name_what_they_are_held_against() -> None:
     assert "good (1.100)" in fifth.text
     assert not tenth.holds
     assert "narrow" in tenth.found
+
+
+def test_small_problems_are_held_against_the_optimum_and_the_best_peer() -> None:
+    toy = Problem("toy", (4, 3, 2, 1), 2, 3, least=5.0)
+    answers = [
+        solve(toy, name, ours.entrant(ours.Point(policy), []))
+        for name, policy in [("incremental", "greedy"), ("peer", "random")]
+    ]
+    optimum, beside = exact(answers, ["peer"])
+    assert optimum.holds == (answers[0].hottest == toy.least)
+    assert beside.holds == (answers[0].hottest <= answers[1].hottest)
+    assert all(answer.excess >= 0 for answer in answers)
+    assert [claim.text for claim in exact(answers, [])] == [optimum.text]
 
 
 def test_the_sweep_starts_with_the_default_and_names_are_unique() -> None:

@@ -35,12 +35,12 @@ def main() -> None:
         print(tables.of_settings(cases))
         print(tables.of_claims("Balance and moves", claims.claims(cases)))
     makers = {point.name: ours.entrant(point, []) for point in ours.points() if point.part is None}
+    rivals = [name for name in SMALL if yardstick is not None and name in yardstick.peers()]
     if yardstick is not None:
-        names = [name for name in SMALL if name in yardstick.peers()]
-        makers |= {name: yardstick.maker(name) for name in names}
+        makers |= {name: yardstick.maker(name) for name in rivals}
     answers = small.answers(makers)
     print(tables.of_answers(answers))
-    print(tables.of_claims("The optimum", claims.exact(answers)))
+    print(tables.of_claims("The optimum", claims.exact(answers, rivals)))
     there = {point.policy for point in ours.points()}
     costs = [cost.measured(name, *group) for name in PLANNERS if name in there for group in GROUPS]
     print(tables.of_claims("Time and memory, a load that walks", claims.price(costs)))

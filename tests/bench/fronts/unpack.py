@@ -39,7 +39,7 @@ def peers() -> Path:
     named = os.environ.get("EPLB_PEERS")
     if named:
         if not Path(named).is_dir():
-            sys.exit(f"EPLB_PEERS: no folder {named}; unpack peers there, or unset it to fetch them")
+            sys.exit(f"EPLB_PEERS: no folder {named}; unpack peers there or unset it")
         return Path(named)
     folder = MADE / "peers"
     for wheel in WHEELS:
