@@ -11,7 +11,8 @@ from tests.policies.asked import FREE, ask, counts, fresh, moved, start
 
 STEPS, EXPERTS, RANKS, SLOTS, TOKENS = 256, 32, 8, 5, 20_000
 LAYERS = 8
-EITHER = ("greedy", "flashlb")
+MOVE_COST = 0.005
+FEW_MOVES, STEP_BY_STEP = EITHER = ("swift", "flashlb")
 
 Counts = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -20,35 +21,33 @@ Floats = NDArray[np.float64]
 def drawn(popularity: Floats, rng: np.random.Generator) -> Counts:
     """Counts around `popularity` `[T, E]`."""
     tokens = TOKENS * popularity / popularity.sum(1, keepdims=True)
-    return rng.poisson(tokens).astype(np.int32)
+    return np.asarray(rng.poisson(tokens), np.int32)
 
 
 def alternating(seed: int) -> Counts:
     """Two groups of experts are hot by turns; in the sum they look alike."""
     rng = np.random.default_rng(seed)
     factor = np.ones((2 * STEPS, EXPERTS))
-    first = np.arange(2 * STEPS) // 16 % 2 == 0
+    first = np.arange(2 * STEPS) // 32 % 2 == 0
     factor[first, :8] = 6
     factor[~first, 8:16] = 6
     return drawn(rng.lognormal(0, 0.3, EXPERTS) * factor, rng)
 
 
-def bursts(seed: int) -> Counts:
-    """Experts flare up for 16 steps, never the same ones together: only the sum comes again."""
+def steady(seed: int) -> Counts:
+    """Skewed, and the same in every step: what takes few moves is best."""
     rng = np.random.default_rng(seed)
-    shape = (2 * STEPS // 16, EXPERTS)
-    flare = np.exp(1.2 * rng.standard_normal(shape) * (rng.random(shape) < 0.3))
-    return drawn(rng.lognormal(0, 0.5, EXPERTS) * np.repeat(flare, 16, axis=0), rng)
+    return drawn(np.repeat(rng.lognormal(0, 0.8, (1, EXPERTS)), 2 * STEPS, axis=0), rng)
 
 
 def windows() -> tuple[Counts, Counts]:
     """A window and the next one; layers of both kinds in turn."""
-    kinds = (alternating, bursts)
+    kinds = (alternating, steady)
     steps = np.stack([kinds[layer % 2](layer) for layer in range(LAYERS)], 1)
     return steps[:STEPS], steps[STEPS:]
 
 
-def auto(candidates: tuple[str, ...] = EITHER, *, move_cost: float = 0.0) -> Auto:
+def auto(candidates: tuple[str, ...] = EITHER, *, move_cost: float = MOVE_COST) -> Auto:
     return Auto(Auto.Options(candidates=candidates, move_cost=move_cost))
 
 
@@ -58,27 +57,30 @@ def paid(placement: Placement, steps: Counts) -> Floats:
     return np.asarray(load.max(-1).sum(0) / load.mean(-1).sum(0))
 
 
+def bill(current: Placement, answer: Placement, following: Counts) -> Floats:
+    """`[L]` what the next window pays, and the moves on the way."""
+    moves = (answer.hosts() & ~current.hosts()).sum((1, 2))
+    return np.asarray(paid(answer, following) + MOVE_COST * moves)
+
+
 def test_each_layer_goes_to_the_better_one() -> None:
     window, following = windows()
     current = start(LAYERS, EXPERTS, RANKS, SLOTS)
-    alone = {name: ask(fresh(name), window, current) for name in EITHER}
-    costs = {name: paid(answer, following) for name, answer in alone.items()}
-    assert (costs["flashlb"] < 0.9 * costs["greedy"])[0::2].all(), "the heat is no test"
-    assert (costs["greedy"] < costs["flashlb"])[1::2].all(), "the heat is no test"
-    answer = ask(auto(), window, current)
-    for layer in range(LAYERS):
-        chosen = alone[EITHER[(layer + 1) % 2]]
-        assert np.array_equal(answer.slots[layer], chosen.slots[layer]), layer
-    assert paid(answer, following).mean() < min(cost.mean() for cost in costs.values())
+    few, best = (bill(current, ask(fresh(name), window, current), following) for name in EITHER)
+    assert (best < few - 0.05)[0::2].all(), "the heat is no test"
+    assert few[1::2].mean() < best[1::2].mean(), "the heat is no test"
+    both = bill(current, ask(auto(), window, current), following)
+    assert (both < np.minimum(few, best) + 0.01).all()
+    assert both.mean() < min(few.mean(), best.mean()) - 0.01
 
 
 @pytest.mark.parametrize("candidates", [("incremental", "flashlb"), ("flashlb", "incremental")])
-def test_it_pays_little_more_than_the_better_one(candidates: tuple[str, ...]) -> None:
+def test_it_costs_little_more_than_the_better_one(candidates: tuple[str, ...]) -> None:
     window, following = windows()
     current = start(LAYERS, EXPERTS, RANKS, SLOTS)
-    alone = [paid(ask(fresh(name), window, current), following).mean() for name in candidates]
-    both = paid(ask(auto(candidates), window, current), following).mean()
-    assert both < min(alone) + 0.5 * (max(alone) - min(alone))
+    alone = [bill(current, ask(fresh(name), window, current), following) for name in candidates]
+    both = bill(current, ask(auto(candidates), window, current), following)
+    assert both.mean() < min(costs.mean() for costs in alone) + 0.02
 
 
 def test_where_nobody_wins_it_is_the_first_one() -> None:
@@ -89,15 +91,15 @@ def test_where_nobody_wins_it_is_the_first_one() -> None:
 def test_what_saves_less_than_its_moves_cost_does_not_win() -> None:
     window, _ = windows()
     current = start(LAYERS, EXPERTS, RANKS, SLOTS)
-    few = ask(fresh("swift"), window, current)
-    assert ask(auto(("swift", "flashlb"), move_cost=1.0), window, current) == few
-    assert moved(current, ask(auto(("swift", "flashlb")), window, current)) > moved(current, few)
+    few = ask(fresh(FEW_MOVES), window, current)
+    assert ask(auto(move_cost=1.0), window, current) == few
+    assert moved(current, ask(auto(move_cost=0.0), window, current)) > moved(current, few)
 
 
 def test_a_short_window_is_left_to_the_first_one() -> None:
     window, current = windows()[0], start(LAYERS, EXPERTS, RANKS, SLOTS)
     for steps, alike in ((window[-SHORTEST + 1 :], True), (window, False)):
-        first = ask(fresh("greedy"), steps, current)
+        first = ask(fresh(FEW_MOVES), steps, current)
         assert (ask(auto(), steps, current) == first) is alike
 
 
@@ -106,11 +108,11 @@ def test_the_newest_steps_judge_and_are_not_asked_about() -> None:
     window, current = windows()[0][:, :1], start(1, EXPERTS, RANKS, SLOTS)
     calm = np.random.default_rng(0).permuted(window, axis=0)  # the same sum, nobody hot together
     contradicted = np.concatenate([window[: -STEPS // HELD_OUT], calm[-STEPS // HELD_OUT :]])
-    assert ask(auto(), window, current) == ask(fresh("flashlb"), window, current)
-    assert ask(auto(), contradicted, current) == ask(fresh("greedy"), contradicted, current)
+    assert ask(auto(), window, current) == ask(fresh(STEP_BY_STEP), window, current)
+    assert ask(auto(), contradicted, current) == ask(fresh(FEW_MOVES), contradicted, current)
 
 
-@pytest.mark.parametrize("moves", [0, 1, 40, 100, 150])
+@pytest.mark.parametrize("moves", [0, 1, 40, 80, 120])
 def test_the_winners_share_one_budget(moves: int) -> None:
     window, current = windows()[0], start(LAYERS, EXPERTS, RANKS, SLOTS)
     heat = Heat(window.copy(), "all")
