@@ -32,11 +32,6 @@ def compiled(function: Function) -> Function:
     return cast("Function", njit(cache=True, error_model="numpy")(function))
 
 
-def inlined(function: Function) -> Function:
-    """Compile into every caller."""
-    return cast("Function", njit(cache=True, error_model="numpy", inline="always")(function))
-
-
 class Board(NamedTuple):
     """One layer under search. Arrays are changed in place."""
 
@@ -82,7 +77,7 @@ class View(NamedTuple):
     """`[R, S]` what the other holders' powers gain if the slot's replica goes."""
 
 
-@inlined
+@compiled
 def up(v: float) -> float:
     """The 32nd power."""
     v = v * v
@@ -92,13 +87,13 @@ def up(v: float) -> float:
     return v * v
 
 
-@inlined
+@compiled
 def down(v: float) -> float:
     """The 32nd root."""
     return math.sqrt(math.sqrt(math.sqrt(math.sqrt(math.sqrt(v)))))
 
 
-@inlined
+@compiled
 def taxed(share: float, risk: float) -> float:
     """Load of a replica and the risk that it brings."""
     return share + risk * share * share

@@ -26,7 +26,8 @@ RISK_LIMIT = 2.0
 REACH = 0.04
 """Excess over the mean that a search from a fresh placement can be hoped to leave."""
 LEAST = 2e-4
-"""Gain of a step, of the mean rank load, below which it is not worth the search's time."""
+"""Gain of a step, of the mean rank load, that is worth the time; less where moves are cheaper."""
+ROUNDING = 1e-7
 STEPS_PER_SLOT = 4
 """The search ends by itself in fewer than one step per slot; this only bounds it."""
 DEAREST = 0.05
@@ -110,10 +111,11 @@ def settle(
     """Repair `slots` or replace them by a fresh placement, in place; the taxed peak, and moves."""
     ranks, per_rank = slots.shape
     limit = STEPS_PER_SLOT * slots.size
+    least = max(min(LEAST, cost), ROUNDING)
     best, moves = np.inf, 0
     if not doubled(slots):
         board = lay(heat, weight, risk, slots, price)
-        moves = repair(board, Terms(cost, LEAST), room, limit)
+        moves = repair(board, Terms(cost, least), room, limit)
         best = peak(board, risk)
     other = np.empty((ranks, per_rank), np.int64)
     mean = np.zeros(heat.shape[1])
@@ -123,13 +125,13 @@ def settle(
     rename(other, price)
     board = lay(heat, weight, risk, other, price)
     if best + cost * moves > 1.0 + REACH + cost * moved(board):
-        repair(board, Terms(0.0, LEAST), slots.size, limit)
+        repair(board, Terms(0.0, least), slots.size, limit)
         rename(other, price)
         board = lay(heat, weight, risk, other, price)
-        needed = repair(board, Terms(cost, LEAST), slots.size, limit)
+        needed = repair(board, Terms(cost, least), slots.size, limit)
         if needed <= room and peak(board, risk) + cost * needed < best + cost * moves:
             slots[:] = other
-    shake(heat, weight, risk, price, Terms(cost, LEAST), room, slots)
+    shake(heat, weight, risk, price, Terms(cost, least), room, slots)
     board = lay(heat, weight, risk, slots, price)
     return peak(board, risk), moved(board)
 

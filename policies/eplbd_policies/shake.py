@@ -7,7 +7,7 @@ numbers so that every machine draws the same. Letters as in `board`.
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd_policies.board import Board, Floats, Ints, compiled, copy, inlined, lay, swap
+from eplbd_policies.board import Board, Floats, Ints, compiled, copy, lay, swap
 from eplbd_policies.search import Terms, peak, repair
 
 LARGEST = 64
@@ -19,7 +19,7 @@ BLOWS = 2
 MULTIPLIER, INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
 
 
-@inlined
+@compiled
 def draw(seed: NDArray[np.uint64], below: int) -> int:
     """A number in 0..below-1; Knuth's linear congruential generator (MMIX)."""
     seed[0] = seed[0] * MULTIPLIER + INCREMENT
