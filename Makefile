@@ -62,6 +62,7 @@ $(STAMP): | .make
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt \
 		--group dev -e '.[cpu,offline]' -e policies -e plugins/vllm -e plugins/example-policy
+	@$(BIN)/eplbd check > .make/check.log # compiles the default policy, once
 	@rm -f .venv/.made-*
 	@touch $@
 

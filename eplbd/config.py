@@ -43,7 +43,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which policy proposes placements, and the limits it lives under."""
 
-    name: Name = "greedy"
+    name: Name = "incremental"
     shadow: tuple[Name, ...] = ()
     deadline_s: Seconds = 10.0
     memory_bytes: Annotated[int, msgspec.Meta(ge=256 * 2**20, le=2**40)] = 4 * 2**30

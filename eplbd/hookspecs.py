@@ -76,7 +76,7 @@ def eplbd_register_policies(register: Register) -> None:
     Where: in the policy process, a child of the daemon with a memory cap. Never in the daemon and
     never in the inference engine. `eplbd policies` calls it as well, in a child of its own.
     How long: import, hook, and a first proposal for a small made-up problem must be done within the
-    start time (30 seconds), or the process is killed.
+    start time (180 seconds), or the process is killed.
     If it raises: nothing of this plugin is offered, `eplbd policies` shows the error, and other
     plugins go on. If the configured policy is one of its own, eplbd refuses to start.
     """

@@ -74,7 +74,7 @@ class SessionSettings:
 class PolicySettings:
     """Who plans."""
 
-    name: str = "greedy"
+    name: str = "incremental"
     shadow: tuple[str, ...] = ()
     deadline_s: float = 10.0
     failures_until_suspended: int = 3

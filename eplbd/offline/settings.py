@@ -39,7 +39,7 @@ class Options:
     ranks: int | None = None
     slots: int | None = None
     nodes: int | None = None
-    policy: str = "greedy"
+    policy: str = "incremental"
     option: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     windows: int = 12

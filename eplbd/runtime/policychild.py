@@ -42,6 +42,12 @@ _LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR")
 _ENV = {f"{library}_NUM_THREADS": "1" for library in _LIBRARIES} | {"PYTHONHASHSEED": "0"}
 
 
+def _cached() -> dict[str, str]:
+    """Where compiled policies are kept under systemd, which gives no home (`CacheDirectory=`)."""
+    folder = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    return {"NUMBA_CACHE_DIR": f"{folder}/numba"} if folder else {}
+
+
 class ChildEndedError(Exception):
     """The child closed its pipe or died. Never leaves the policy host."""
 
@@ -78,7 +84,7 @@ class PolicyChild:
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            env={**os.environ, **_ENV},
+            env={**_cached(), **os.environ, **_ENV},
             start_new_session=True,
         )
         if niceness:

@@ -30,8 +30,9 @@ from eplbd.wire.policy import Answer, Ask, Fault, FromChild, List, Listing, Open
 
 Outcome: TypeAlias = Literal["raised", "timeout", "crashed", "invalid", "memory"]
 
-START_S = 30.0
-"""Patience with a start: imports, compilation, the warm-up."""
+START_S = 180.0
+"""Patience with a start: imports, the warm-up, and once after an installation compilation, which
+takes numba a minute on a slow core."""
 BACKOFF_S = 0.1
 """Rest before a restart after one death; doubles with each further death in a row."""
 BACKOFF_MAX_S = 5.0

@@ -86,8 +86,11 @@ def test_check_prints_origins_and_starts_the_policy(tmp_path: Path) -> None:
             "-o policy.name=gredy: unknown policy `gredy`; did you mean `greedy`?",
         ),
         ("policy.name=4", "unknown policy `4`"),
-        ("policy.options.x=1", "policy.options.x: `greedy` has no such option; known: min_gain"),
-        ("policy.options.min_gain=2", "policy.options.min_gain: Expected `float` < 1.0, got 2"),
+        (
+            "policy.options.x=1",
+            "policy.options.x: `incremental` has no such option; known: move_cost",
+        ),
+        ("policy.options.min_gain=2", "policy.options.min_gain: Expected `float` <= 1.0, got 2"),
         ("policy.shadow=hold,gredy", "unknown policy `gredy`; did you mean `greedy`?"),
         ("plugins.enabled=gredy", "no installed plugin is called `gredy`; did you mean `greedy`?"),
     ],
