@@ -23,6 +23,10 @@ PATIENCE_S = 600.0
 
 _SEGMENTS = Path("/dev/shm")  # noqa: S108 - where the kernel has them
 
+OF_WORKERS = "-cpushm_"
+"""In the names of the segments of vLLM's communicator between CPU workers, which it never removes
+where the workers are ended by a signal."""
+
 QUIET = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -63,6 +67,22 @@ def free_port() -> int:
 def segments() -> set[str]:
     """Names in /dev/shm."""
     return {entry.name for entry in _SEGMENTS.iterdir()}
+
+
+def _sweep(names: set[str]) -> None:
+    """Remove the segments that ended workers of vLLM left: of its communicator, mapped by nobody."""
+    for name in names:
+        if OF_WORKERS in name and not _mapped(name):
+            with contextlib.suppress(OSError):
+                (_SEGMENTS / name).unlink()
+
+
+def _mapped(name: str) -> bool:
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"{_SEGMENTS}/{name}" in maps.read_text(errors="replace"):
+                return True
+    return False
 
 
 class EngineError(Exception):
@@ -137,9 +157,7 @@ def started(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) ->
         yield engine
     finally:
         engine.kill()
-        for name in segments() - before:
-            with contextlib.suppress(OSError):
-                (_SEGMENTS / name).unlink()
+        _sweep(segments() - before)
 
 
 class Server(Engine):
