@@ -5,9 +5,11 @@ Owns their layout. Must not decide anything: verdicts and claims come ready.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from tests.bench.fronts.claims import DEFAULT, Case, Claim
+from tests.bench.fronts.claims import claims as made_by
 from tests.bench.fronts.rows import Row
 from tests.bench.fronts.small import Answer
 from tests.bench.fronts.verdict import LEVEL, Duel, Judged, Verdict, duel, judge
@@ -52,9 +54,9 @@ def of_settings(cases: Sequence[Case]) -> str:
     """Each of our points alone against every point of every peer, over all loads."""
     lines = [
         "\n### One setting for all loads\n",
-        "| ours | " + " | ".join(Duel) + " | PAR | moves |",
+        "| ours | " + " | ".join(Duel) + " | PAR | moves | claims |",
     ]
-    lines += ["|---|" + "--:|" * (len(Duel) + 2)]
+    lines += ["|---|" + "--:|" * (len(Duel) + 3)]
     for name in dict.fromkeys(row.policy for case in cases for row in case.ours):
         pairs = [(case, row) for case in cases for row in case.ours if row.policy == name]
         good = [(case, row) for case, row in pairs if not row.error]
@@ -64,7 +66,9 @@ def of_settings(cases: Sequence[Case]) -> str:
         par, moves = (
             fmean(values) for values in zip(*((row.par, row.moves) for _, row in good), strict=True)
         )
-        lines.append(f"| {name} | {_counts(counts, Duel)} | {par:.3f} | {moves:.1f} |")
+        made = list(made_by([replace(case, ours=[row]) for case, row in good]))
+        held = f"{sum(claim.holds for claim in made)} of {len(made)}"
+        lines.append(f"| {name} | {_counts(counts, Duel)} | {par:.3f} | {moves:.1f} | {held} |")
     return "\n".join(lines)
 
 
