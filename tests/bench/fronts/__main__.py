@@ -19,7 +19,7 @@ from tests.bench.fronts.unpack import MADE, peers
 from tests.bench.fronts.yardstick import Load, SharedMissingError, Yardstick, shared
 
 QUICK_S, ALL_S = 8.0, 60.0
-"""Seconds for a plan; a peer that takes longer is left out, and said to be."""
+"""CPU seconds for a plan; a peer that takes longer is left out, and said to be."""
 GROUPS = ((32, 9), (256, 2))
 SMALL = ("vllm", "sglang-vec", "ascend-swift", "ascend-flashlb-cold")
 PLANNERS = ("incremental", "auto")

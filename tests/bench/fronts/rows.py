@@ -15,8 +15,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     par: load of the hottest rank over the mean one, paid step by step on the next window, mean over
     layers and windows. moves: experts brought to a rank, per layer and plan. gap: distance of the
     planned window's PAR from its lower bound, in percent. wall_ms, cpu_ms: a plan of all layers,
-    median. error: why there are no figures. limit_s: seconds that a plan could take. key: what the
-    figures depend on, for a peer.
+    median. error: why there are no figures. limit_s: CPU seconds that a plan could take. key: what
+    a peer's figures depend on.
     """
 
     load: str

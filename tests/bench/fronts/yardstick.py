@@ -6,6 +6,7 @@ the window after its own.
 """
 
 import importlib
+import math
 import os
 import statistics
 import sys
@@ -70,6 +71,7 @@ class Yardstick:
         finally:
             sys.path.remove(str(folder / "bench"))
         self.cpu_s: list[float] = []
+        self._limit_s = math.inf
         vars(self._peers)["timed"] = self._timed
 
     def peers(self) -> list[str]:
@@ -114,13 +116,18 @@ class Yardstick:
                 yield self._synthetic(shape, skew, "steady")
 
     def run(self, name: str, load: str, built: tuple[object, object], limit_s: float) -> Row:
-        """Roll a policy through the windows; what goes wrong is a result."""
+        """Roll a policy through the windows; what goes wrong is a result.
+
+        limit_s: CPU seconds of a peer's plan, so that a busy machine leaves out no more than an
+        idle one.
+        """
         shape, windows = built
+        self._limit_s = limit_s
         self.cpu_s.clear()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # theirs
-                row = self._bench.run(name, shape, windows, 1, limit_s)
+                row = self._bench.run(name, shape, windows, 1, math.inf)
         except TimeoutError as error:
             return Row(load=load, policy=name, error=str(error), too_slow=True)
         except Exception as error:  # noqa: BLE001  # the supervisor of strangers' code
@@ -143,6 +150,8 @@ class Yardstick:
         answer = function(*args, **named)
         vars(self._peers)["seconds"] = time.perf_counter() - wall
         self.cpu_s.append(time.process_time() - cpu)
+        if self.cpu_s[-1] > self._limit_s:
+            raise TimeoutError(f"one plan takes {self.cpu_s[-1]:.0f} s of CPU")
         return answer
 
     def _recorded(
