@@ -70,7 +70,7 @@ def segments() -> set[str]:
 
 
 def _sweep(names: set[str]) -> None:
-    """Remove the segments that ended workers of vLLM left: of its communicator, mapped by nobody."""
+    """Remove the segments of vLLM's communicator that ended workers left: nobody has them mapped."""
     for name in names:
         if OF_WORKERS in name and not _mapped(name):
             with contextlib.suppress(OSError):
