@@ -17,7 +17,7 @@ from eplbd.plugins import Catalogue, installed
 DEADLINE_S = 60.0
 MOVE_COSTS = (0.00005, 0.0001, 0.0002, 0.001, 0.002, 0.004, 0.007, 0.01)
 """The sweep of the front; the default is a point of its own."""
-BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
+BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Moves of a plan, as a part of all slots."""
 ALONE = ("auto", "swift", "flashlb", "greedy")
 """Policies that are a single point, where they are installed."""
@@ -42,9 +42,9 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """`incremental`, `incremental move_cost=0.001` or `incremental 5%`."""
+        """`incremental`, `incremental move_cost=0.001` or `incremental 0.5%`."""
         words = [f"{key}={value:g}" for key, value in self.options.items()]
-        budget = [] if self.part is None else [f"{self.part:.0%}"]
+        budget = [] if self.part is None else [f"{self.part * 100:g}%"]
         return " ".join([self.policy, *words, *budget])
 
 
