@@ -70,7 +70,7 @@ def segments() -> set[str]:
 
 
 def _sweep(names: set[str]) -> None:
-    """Remove the segments of vLLM's communicator that ended workers left: nobody has them mapped."""
+    """Remove the segments that ended workers of vLLM left: those that nobody has mapped."""
     for name in names:
         if OF_WORKERS in name and not _mapped(name):
             with contextlib.suppress(OSError):

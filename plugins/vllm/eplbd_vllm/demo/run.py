@@ -19,13 +19,13 @@ from pathlib import Path
 from eplbd_vllm.demo.clients import Clients, check_prompts
 from eplbd_vllm.demo.engines import EP2, Server, serving
 
-TOPIC_S = 25.0
+TOPIC_S = 40.0
 """In which a window of heat fills, is planned from and moved by, and the effect is measured."""
 
 DAEMON = {
     "policy.name": "greedy",
     "log.format": "json",
-    "balance.interval_s": "1.0",
+    "balance.interval_s": "4.0",
     "balance.window_steps": "32",
     "balance.min_steps": "8",
     "balance.min_gain": "0.01",
@@ -145,7 +145,8 @@ def _act(number: int, clients: Clients, beside: Daemon, equal: Callable[[], bool
         time.sleep(1.0)
     say(f"topic {number + 1}: {_settled(beside) - epochs} epochs settled")
     for line in beside.lines("cycle ended")[cycles:]:
-        if line["outcome"] == "applied":
+        # Where the next plan came before enough steps were measured there is no figure after.
+        if line["outcome"] == "applied" and line["par_realised"]:
             say(
                 f"  PAR {line['par_before']:.2f} before, {line['par_predicted']:.2f} predicted, "
                 f"{line['par_realised']:.2f} after {line['moves']} moves"
