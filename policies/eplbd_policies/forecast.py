@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eplbd_policies.board import Floats, compiled
 
-SAMPLES = 8
+SAMPLES = 16
 """Averages of neighbouring steps: few enough to search on, enough to see who is hot together."""
 TESTED = 8
 """Samples below which a window is too short to be split into a past and a future."""
