@@ -14,7 +14,10 @@ OFFLINE = Path(__file__).with_name("engine") / "offline.py"
 
 
 def offline(folder: Path, endpoint: str, **spec: object) -> dict[str, Any]:
-    """Run it to its end; the report has what it said as `log`. spec: as `Spec` there."""
+    """Run it to its end; the report has what it said as `log`. spec: as `Spec` there.
+
+    Without redundant slots eplbd is switched off: vLLM alone.
+    """
     ranks = spec.get("ranks", 1)
     report, log = folder / f"report{ranks}.json", folder / f"offline{ranks}.log"
     command: list[str | Path] = [BIN / "python"]
@@ -22,6 +25,8 @@ def offline(folder: Path, endpoint: str, **spec: object) -> dict[str, Any]:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         command += ["--master-port", str(free_port())]
     env = environment(endpoint, EPLBD_TEST_REPORT=str(report), VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    if not spec.get("redundant"):
+        env["EPLBD_DISABLE"] = "1"
     with started([*command, OFFLINE, json.dumps(spec)], log, env) as engine:
         assert engine.wait() == 0, engine.story()
         found: dict[str, Any] = json.loads(report.read_text())

@@ -49,5 +49,6 @@ def test_tokens_stay_while_experts_move(
     assert report["woken"] == expected["tokens"]
     # The control: were the comparison blind, it would not see this either.
     assert report["broken_differs"] is True
-    # What vLLM loads anew on a CPU is not what it loaded at first; one rank's is the measure.
-    assert report["reloaded"] == expected["reloaded"]
+    if shape == "qwen3":
+        # What vLLM loads anew on a CPU is not what it loaded at first; vLLM alone is the measure.
+        assert report["reloaded"] == expected["reloaded"]

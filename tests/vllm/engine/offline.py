@@ -33,13 +33,15 @@ TOPIC_ROUNDS = 4
 class Spec:
     """What to run.
 
-    ranks: tensor-parallel. redundant: slots more than experts, None without EPLB. epochs: rounds go
-    on until so many were committed, at most `rounds`. broken: one more round with a wrong map.
+    ranks: tensor-parallel. experts: whether each rank has experts of its own, not parts of all.
+    redundant: slots more than experts, None without EPLB. epochs: rounds go on until so many were
+    committed, at most `rounds`. broken: one more round with a wrong map.
     compiled: torch.compile rather than eager.
     """
 
     model: str
     ranks: int = 1
+    experts: bool = True
     redundant: int | None = None
     epochs: int = 0
     rounds: int = 100
@@ -84,7 +86,7 @@ def engine(spec: Spec) -> LLM:
         options |= {
             "tensor_parallel_size": spec.ranks,
             "distributed_executor_backend": "external_launcher",
-            "enable_expert_parallel": True,
+            "enable_expert_parallel": spec.experts,
         }
     if spec.redundant is not None:
         options |= {

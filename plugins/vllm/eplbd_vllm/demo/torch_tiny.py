@@ -21,6 +21,8 @@ VOCABULARY = 512
 HIDDEN, HEADS, HEAD = 128, 4, 32
 LAYERS, EXPERTS, TOPK, MIDDLE = 3, 8, 2, 64
 """Sizes that the CPU's grouped kernels take: multiples of 32."""
+LATENT, ROPE = 512, 64
+"""DeepSeek's own: the CPU's kernel for latent attention knows no others."""
 
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -70,11 +72,11 @@ CONFIGS: dict[str, Config] = {
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
         "routed_scaling_factor": 1.0,
-        "kv_lora_rank": 64,
+        "kv_lora_rank": LATENT,
         "q_lora_rank": None,
-        "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 32,
-        "v_head_dim": 32,
+        "qk_nope_head_dim": HEAD,
+        "qk_rope_head_dim": ROPE,
+        "v_head_dim": HEAD,
         "num_nextn_predict_layers": 0,
     },
 }
@@ -153,12 +155,11 @@ def _attention() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _latent_attention() -> Iterator[tuple[str, tuple[int, ...]]]:
-    rank, nope, rope, value = 64, 32, 32, 32
-    yield "q_proj.weight", (HEADS * (nope + rope), HIDDEN)
-    yield "kv_a_proj_with_mqa.weight", (rank + rope, HIDDEN)
-    yield "kv_a_layernorm.weight", (rank,)
-    yield "kv_b_proj.weight", (HEADS * (nope + value), rank)
-    yield "o_proj.weight", (HIDDEN, HEADS * value)
+    yield "q_proj.weight", (HEADS * (HEAD + ROPE), HIDDEN)
+    yield "kv_a_proj_with_mqa.weight", (LATENT + ROPE, HIDDEN)
+    yield "kv_a_layernorm.weight", (LATENT,)
+    yield "kv_b_proj.weight", (HEADS * 2 * HEAD, LATENT)
+    yield "o_proj.weight", (HIDDEN, HEADS * HEAD)
 
 
 if __name__ == "__main__":
