@@ -30,8 +30,10 @@ LEAST = 2e-4
 ROUNDING = 1e-7
 STEPS_PER_SLOT = 4
 """The search ends by itself in fewer than one step per slot; this only bounds it."""
-DEAREST = 0.05
-"""To meet a budget the price of moves is doubled up to this, then layers are left out."""
+DEAREST = 0.1
+"""To meet a budget the price of moves is raised up to this, then layers are left out."""
+STRIDE = 8.0
+"""By which it is raised at once at most."""
 
 Planned: TypeAlias = tuple[Ints, Floats, Ints]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -184,7 +186,7 @@ class Incremental:
     eplbd_api = 1
 
     class Options(msgspec.Struct, forbid_unknown_fields=True):
-        """move_cost: what one move must gain, as a part of the layer's mean rank load.
+        """move_cost: what one move on every rank must gain, of the layer's mean rank load.
 
         min_gain: least cut of a layer's peak, in the same unit, that is worth touching the layer.
         caution: how much of what noise alone explains is added to that. risk: how much a forecast's
@@ -193,7 +195,7 @@ class Incremental:
         of reading one expert's weights; above 0 for decode that is bound by memory.
         """
 
-        move_cost: Share = 0.0005
+        move_cost: Share = 0.02
         min_gain: Share = 0.005
         caution: Factor = 1.0
         risk: Factor = 0.5
@@ -233,13 +235,15 @@ class Incremental:
         noise = np.empty((layers, experts))
         sample(np.ascontiguousarray(steps), options.activation, heat, noise)
         price = prices(slots, experts, topology, options.network_cost)
-        cost, current = options.move_cost, slots.astype(np.int64)
+        # Ranks move at the same time, so a layer's transfers last as long as a rank's part of them.
+        cost, current = options.move_cost / topology.ranks, slots.astype(np.int64)
         room = slots[0].size * len(slots) if limit is None else limit
         found: Planned | None = None
         while found is None or (found[2].sum() > room and cost < DEAREST):
             weights = Weights(cost, options.min_gain, options.caution, options.risk)
             found = plan(heat, noise, count, current, price, weights, room)
-            cost = max(2.0 * cost, 1e-4)
+            over = found[2].sum() / max(room, 1)
+            cost = max(min(max(over, 2.0), STRIDE) * cost, 1e-4)
         return found
 
 

@@ -15,7 +15,7 @@ from eplbd import Budget, Heat, Placement, Policy, Topology
 from eplbd.plugins import Catalogue, installed
 
 DEADLINE_S = 60.0
-MOVE_COSTS = (0.00005, 0.0001, 0.0002, 0.001, 0.002, 0.004, 0.007, 0.01)
+MOVE_COSTS = (0.001, 0.003, 0.006, 0.04, 0.08, 0.15, 0.3, 0.6)
 """The sweep of the front; the default is a point of its own."""
 BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Moves of a plan, as a part of all slots."""
