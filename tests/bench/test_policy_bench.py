@@ -62,7 +62,7 @@ async def test_the_way_to_the_child_and_its_start(heat: Heat) -> None:
     numpy = [sys.executable, "-c", "import numpy"]
     numpy_s = best_s(lambda: subprocess.run(numpy, check=True), 3)  # alone here
     start = time.perf_counter()
-    async with PolicyHost(config.Policy(), config.Plugins()) as host:
+    async with PolicyHost(config.Policy(name="greedy"), config.Plugins()) as host:
         start_s = time.perf_counter() - start
         ways = []
         for _ in range(5):

@@ -70,7 +70,8 @@ def test_strong_stable_skew_is_worth_it(tmp_path: Path) -> None:
 
 def test_moves_that_a_plan_does_not_live_to_repay_ask_for_tuning(tmp_path: Path) -> None:
     heat = skewed(48, 3, 64, sigma=1.2, tokens=4000)
-    found = diagnosed(tmp_path, heat, "--expert-bytes", 10**9, "--windows", 12)
+    dear = ("--policy", "greedy", "--expert-bytes", 10**9)
+    found = diagnosed(tmp_path, heat, *dear, "--windows", 12)
     assert found["verdict"] == "tune"
     assert found["lifetime_steps"] == 4
     assert found["break_even_steps"] > 4

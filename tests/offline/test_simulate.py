@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eplbd.cli import main
+from eplbd.config import Policy
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
@@ -256,7 +257,7 @@ def test_the_command_prints_a_row_per_policy_and_hold_first(tmp_path: Path) -> N
     code, out, _ = run("simulate", path, *shape, "--json", tmp_path / "rows.json")
     assert code == 0
     firsts = [line.split()[0] for line in out.splitlines() if line]
-    assert firsts[-4:] == ["policy", "hold", "greedy", "off"]
+    assert firsts[-4:] == ["policy", "hold", Policy().name, "off"]
     assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
 
 
@@ -268,7 +269,7 @@ def test_the_command_prints_a_row_per_policy_and_hold_first(tmp_path: Path) -> N
         (("--ranks", 4, "--policy", "gredy"), "unknown policy `gredy`; did you mean `greedy`"),
         (("--ranks", 4, "--policy", ","), "names no policy"),
         (("--ranks", 4, "--option", "greedy.x"), "expected POLICY.KEY=VALUE"),
-        (("--ranks", 4, "--option", "greedy.x=1"), "no such option"),
+        (("--ranks", 4, "--policy", "greedy", "--option", "greedy.x=1"), "no such option"),
         (("--ranks", 4, "--option", "swift.x=1"), "options for `swift`, which is not simulated"),
         (("--ranks", 4, "--phase", "decode"), "has no step of phase decode"),
         (("--ranks", 4, "--phase", "x"), "phase 'x'; expected all, prefill, decode"),
