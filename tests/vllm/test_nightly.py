@@ -83,3 +83,4 @@ def test_data_parallel_ranks_that_are_idle_keep_the_clock(
             gathered = process.line("group gathered")
             assert gathered["ranks"] == 2
             assert lab.frozen() == []
+        server.stop()

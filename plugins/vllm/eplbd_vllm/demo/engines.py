@@ -27,6 +27,9 @@ OF_WORKERS = "-cpushm_"
 """In the names of the segments of vLLM's communicator between CPU workers, which it never removes
 where the workers are ended by a signal."""
 
+_OF_PYTHON = ("psm_", "sem.mp-")
+"""Of `multiprocessing`, whose tracker removes them unless it is killed as well."""
+
 QUIET = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -72,7 +75,8 @@ def segments() -> set[str]:
 def _sweep(names: set[str]) -> None:
     """Remove the segments that ended workers of vLLM left: those that nobody has mapped."""
     for name in names:
-        if OF_WORKERS in name and not _mapped(name):
+        theirs = OF_WORKERS in name or name.startswith(_OF_PYTHON)
+        if theirs and not _mapped(name):
             with contextlib.suppress(OSError):
                 (_SEGMENTS / name).unlink()
 
