@@ -76,12 +76,13 @@ def _sweep(names: set[str]) -> None:
     """Remove the segments that ended workers of vLLM left: those that nobody has mapped."""
     for name in names:
         theirs = OF_WORKERS in name or name.startswith(_OF_PYTHON)
-        if theirs and not _mapped(name):
+        if theirs and not mapped(name):
             with contextlib.suppress(OSError):
                 (_SEGMENTS / name).unlink()
 
 
-def _mapped(name: str) -> bool:
+def mapped(name: str) -> bool:
+    """Whether a live process uses the segment."""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             if f"{_SEGMENTS}/{name}" in maps.read_text(errors="replace"):
