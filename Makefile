@@ -24,7 +24,7 @@ VLLM_STAMP := .venv-vllm/.made-$(shell cat $(VLLM_INPUTS) | sha256sum | cut -c 1
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: help demo demo-vllm test check bench bench-policies clean setup setup-vllm style spelling types contracts tests mutants closing
+.PHONY: help demo demo-vllm test test-vllm check bench bench-policies clean setup setup-vllm style spelling types contracts tests mutants closing
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -101,11 +101,14 @@ contracts: setup
 	$(call heading,architecture: import-linter)
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-# Where there is no vLLM for this platform its tests are skipped, and the summary names them.
+# Without the environment of the real vLLM its tests are skipped, and the summary names them.
 tests: setup
-	@$(MAKE) --no-print-directory setup-vllm || echo 'no real vLLM here: tests/vllm will be skipped'
 	$(call heading,tests (and the wheels in a clean environment): pytest)
 	@$(BIN)/pytest 2>&1 | tee $(PYTEST_LOG)
+
+test-vllm: setup setup-vllm ## A real vLLM, balanced: a quarter of an hour after the set-up
+	$(call heading,tests with a real vLLM)
+	@$(BIN)/pytest tests/vllm
 
 mutants: setup ## Break the code on purpose; the tests have to notice
 	$(call heading,mutants)
