@@ -151,7 +151,7 @@ def test_committing_hook() -> None:
     views = [(t[8], t[0]) for layer in layers[:2] for t in layer.values()]
     views += zip(tables, update.rows, strict=False)
     flips, copies = [], []
-    for epoch in range(1, 200):
+    for epoch in range(1, 600):
         executor.reserve(work_of(0, rows))
         executor.stage(0)
         executor.verify()
