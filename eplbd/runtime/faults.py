@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from eplbd.core.events import RememberFault
+from eplbd.wholefile import replacing
 
 FILE = "policies.json"
 SENTENCE_CHARS = 200
@@ -58,14 +59,8 @@ def write_faults(directory: Path, faults: Mapping[str, RememberFault]) -> None:
     for name, fault in faults.items():
         count = known[name].faults + 1 if name in known else 1
         known[name] = LastFault(now, fault.outcome, sentence(fault.detail), count)
-    path = directory / FILE
-    draft = path.with_suffix(".new")
-    try:
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(known)))
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    with replacing(directory / FILE) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(known)))
 
 
 def sentence(detail: str) -> str:

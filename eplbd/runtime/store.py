@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from eplbd.core.events import Note, Persist, Restored
 from eplbd.errors import ConfigError, RemoteProtocolError
 from eplbd.runtime.claim import claim
+from eplbd.wholefile import replacing
 from eplbd.wire.codec import Codec
 from eplbd.wire.limits import MAX_MESSAGE_BYTES
 
@@ -83,19 +84,8 @@ class Store:
             digest=placement.digest,
             slots=placement.slots,
         )
-        path = self._path(persist.group)
-        draft = path.with_suffix(".new")
-        try:
-            with draft.open("wb") as file:
-                file.write(_pack(record))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError:
-            # Half a draft is worth nothing, and a full disk wants the room back.
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise
+        with replacing(self._path(persist.group)) as file:
+            file.write(_pack(record))
         _sync_directory(self._directory)
 
     def _read(self, path: Path) -> Record:

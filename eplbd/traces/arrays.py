@@ -6,8 +6,6 @@ memory, no array missing or unknown. Must not know what the arrays mean.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from eplbd.errors import ConfigError
+from eplbd.wholefile import replacing
 
 MAX_BYTES = 16 << 30
 """Largest content of one file, unpacked. A few kilobytes of zeros can claim more than any memory
@@ -69,35 +68,16 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> int:
 
     Raises OSError; the draft is gone then.
     """
-    draft = path.with_name(f"{path.name}.new")
-    try:
-        with draft.open("wb") as file:
-            # numpy types its own keywords alike.
-            np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        size = draft.stat().st_size
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # half a draft is worth nothing
-            draft.unlink()
-        raise
-    return size
+    with replacing(path) as file:
+        # numpy types its own keywords alike.
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+    return path.stat().st_size
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all. Raises OSError."""
-    draft = path.with_name(f"{path.name}.new")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _check_size(kind: str, path: Path, archive: ZipFile | None) -> None:

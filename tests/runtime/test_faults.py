@@ -56,7 +56,7 @@ def test_a_damaged_file_is_as_none_and_is_replaced(tmp_path: Path, content: byte
 
 def test_what_cannot_be_written_leaves_what_there_was(tmp_path: Path) -> None:
     write_faults(tmp_path, {"mine": fault("first")})
-    (tmp_path / FILE).with_suffix(".new").mkdir()
+    (tmp_path / f"{FILE}.new").mkdir()
     with pytest.raises(OSError, match="directory"):
         write_faults(tmp_path, {"mine": fault("second")})
     assert read_faults(tmp_path)["mine"].reason == "first"

@@ -137,7 +137,7 @@ def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_half_written_is_not_looked_at(tmp_path: Path) -> None:
     path = _stored(tmp_path)
-    path.with_suffix(".new").write_bytes(b"half")
+    path.with_name(f"{path.name}.new").write_bytes(b"half")
     assert _restored(tmp_path) == [Restored("default", 3, 41)]
 
 

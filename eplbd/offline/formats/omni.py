@@ -12,6 +12,7 @@ import numpy as np
 from eplbd.errors import ConfigError
 from eplbd.offline.formats.content import Content, Context, Mapped
 from eplbd.traces.placements import checked
+from eplbd.wholefile import replacing
 
 NAME = "omni-map"
 
@@ -59,7 +60,5 @@ def write(path: Path, content: Content, context: Context) -> None:
             f"LOSSY: {lost} slots hold an expert that their device has already; they are gone, and "
             "devices now hold unequal numbers"
         )
-    draft = path.with_name(f"{path.name}.new")
-    with draft.open("wb") as file:
+    with replacing(path) as file:
         np.save(file, hosts.transpose(1, 0, 2).astype(np.int8))
-    draft.replace(path)

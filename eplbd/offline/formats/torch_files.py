@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.errors import ConfigError
+from eplbd.wholefile import replacing
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -69,9 +70,8 @@ def write_pt(path: Path, content: Mapping[str, object]) -> None:
         key: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         for key, value in content.items()
     }
-    draft = path.with_name(f"{path.name}.new")
-    torch.save(tensors, draft)
-    draft.replace(path)
+    with replacing(path) as file:
+        torch.save(tensors, file)
 
 
 def _plain(torch: ModuleType, name: str, path: Path, value: object) -> object:
