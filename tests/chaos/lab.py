@@ -32,6 +32,8 @@ ranks, the daemon, its policy and the test: a start of the daemon alone is a sec
 LEAST_SILENCE_S = 0.8
 ALONE_FORWARDS = 40
 
+ARM_TIMEOUT_S = 1.5
+
 QUICK: dict[str, object] = {
     "log__format": "json",
     "policy__name": "greedy",
@@ -47,7 +49,7 @@ QUICK: dict[str, object] = {
     "epoch__guard_forwards": 2,
     "epoch__prepare_timeout_s": 3.0,
     "epoch__stage_timeout_s": 6.0,
-    "epoch__arm_timeout_s": 1.5,
+    "epoch__arm_timeout_s": ARM_TIMEOUT_S,
     "epoch__decide_timeout_s": 1.0,
     "epoch__settle_timeout_s": 2.0,
     "epoch__resend_s": 0.1,

@@ -44,8 +44,15 @@ class Host:
     port: int
     store: Store
 
-    def send(self, what: signal.Signals) -> None:
-        os.kill(self.process.pid, what)
+    def stop(self) -> None:
+        """Stop all its threads, and see it stopped: the signal alone takes its time to arrive."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+
+    def go_on(self) -> None:
+        """End the stop."""
+        os.kill(self.process.pid, signal.SIGCONT)
 
 
 def serve(port: int = 0) -> tuple[subprocess.Popen[str], int]:
@@ -107,13 +114,13 @@ def test_four_contending_processes_never_disagree(process_stage: ProcessStage) -
 def test_a_stopped_host_is_an_error_in_time_and_not_the_end(host: Host) -> None:
     with TorchRegister(host.store) as register:
         register.decide("before", Verdict.COMMIT, deadline_s=10.0)
-        host.send(signal.SIGSTOP)
+        host.stop()
         start = time.monotonic()
         for key in ("asked", "queued"):
             with pytest.raises(RegisterError, match=f"no answer for '{key}' in 0.3 s"):
                 register.decide(key, Verdict.ABORT, deadline_s=0.3)
         assert time.monotonic() - start < 3.0
-        host.send(signal.SIGCONT)
+        host.go_on()
         # The call that was under way took effect, late; the one behind it was never made.
         assert register.decide("asked", Verdict.COMMIT, deadline_s=10.0) is Verdict.ABORT
         assert register.decide("queued", Verdict.COMMIT, deadline_s=10.0) is Verdict.COMMIT
