@@ -37,7 +37,8 @@ AGENT, GROUP, NODE = (f"eplbd/core/{name}.py" for name in ("agent", "group", "no
 
 WAITS = """\
         arm = self._arm
-        while forward > 400 and not self._tell.__self__.machine.connected:
+        machine = self._tell.__self__.machine
+        while machine.term and not machine.connected:
             threading.Event().wait(0.01)
         if arm is not None and forward"""
 

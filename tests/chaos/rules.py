@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from eplbd.core import messages as m
+from eplbd.core.rounds import Col
 from tests.chaos.proxy import DROP, Passing
 
 Match = Callable[[Passing], bool]
@@ -28,6 +29,24 @@ def says(kind: type[m.Message], **fields: object) -> Match:
         )
 
     return matches
+
+
+@dataclass
+class Exchanging:
+    """Another match, in epochs in which rank 0 sends to a rank or receives from one.
+
+    A rank that leaves its peers alone is not noticed where none of them was to hear from it.
+    """
+
+    matches: Match
+    _alone: bool = True
+
+    def __call__(self, passing: Passing) -> bool:
+        message = passing.message
+        if isinstance(message, m.Prepare) and passing.rank == 0:
+            transfers = message.transfers
+            self._alone = bool((transfers[:, Col.SRC] == transfers[:, Col.DST]).all())
+        return not self._alone and self.matches(passing)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from eplbd.core import messages as m
 from eplbd.core.messages import Gate, Verdict
 from tests.chaos.control import Fault, Report
 from tests.chaos.lab import RECOVERY_S, TEST_S, Lab
-from tests.chaos.rules import Match, Moment, says
+from tests.chaos.rules import Exchanging, Match, Moment, says
 from tests.chaos.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
@@ -45,7 +45,7 @@ PHASES = (
     Phase("all were asked to prepare", says(m.Prepared)),
     Phase("some are prepared", says(m.Prepared), nth=2),
     Phase("the stage gate is decided", says(m.Decided, gate=Gate.STAGE), stages=True),
-    Phase("one was told to stage", says(m.Stage), nth=2, stages=True),
+    Phase("one was told to stage", Exchanging(says(m.Stage)), nth=2, stages=True),
     Phase("staging is under way", says(m.Stage), nth=3, passes=True, slow_stage_s=0.5, stages=True),
     Phase("all are staged", says(m.Staged), nth=3, stages=True),
     Phase("one was told to arm", says(m.Arm), nth=2),
