@@ -1,7 +1,7 @@
-"""The workers' door: one ROUTER on a unix socket. The daemon's only zmq.
+"""The workers' door: one ROUTER on a unix socket.
 
-Owns the endpoint: who may bind it, its permissions, its marks and caps, what becomes of a message
-that cannot be sent. Must not know messages: frames in, frames out. Nothing here waits for a peer.
+Owns the marks and caps of the endpoint, and what becomes of a message that cannot be sent. Must not
+know messages: frames in, frames out. Nothing here waits for a peer.
 
 The figures, and why:
 
@@ -21,20 +21,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import os
-import socket
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import zmq
 import zmq.asyncio
 
-from eplbd.errors import ConfigError
-from eplbd.runtime.claim import claim
+from eplbd.runtime.endpoint import bind, claimed
 
+KEY = "daemon.socket"
 HIGH_WATER = 16
 HEARTBEAT_MS = 1_000
 SILENCE_MS = 3_000
@@ -129,11 +125,8 @@ def open_link(endpoint: str, *, mode: int, max_message_bytes: int) -> Iterator[L
         ConfigError: Another daemon serves it, something else is in its place, or it cannot be
             bound.
     """
-    path = Path(endpoint.removeprefix("ipc://"))
     with contextlib.ExitStack() as stack:
-        lock = path.with_name(path.name + ".lock")
-        stack.enter_context(claim(lock, purpose=f"the socket {path}", key="daemon.socket"))
-        _refuse_what_is_not_ours(path)
+        stack.enter_context(claimed(endpoint, KEY))
         context = stack.enter_context(zmq.asyncio.Context(io_threads=1))
         router = stack.enter_context(context.socket(zmq.ROUTER))
         router.setsockopt(zmq.LINGER, 0)
@@ -145,41 +138,5 @@ def open_link(endpoint: str, *, mode: int, max_message_bytes: int) -> Iterator[L
         router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
         router.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
-        _bind(router, endpoint, path, mode)
+        bind(router, endpoint, mode=mode, key=KEY)
         yield Link(router)
-
-
-def _refuse_what_is_not_ours(path: Path) -> None:
-    """Refuse a live socket and a file: libzmq unlinks whatever has the path, then binds."""
-    try:
-        kind = path.lstat().st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(kind):
-        raise ConfigError(
-            f"daemon.socket: {path} exists and is not a socket; remove it, or choose another path"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A listener takes or queues a connection at once; nobody answers a killed daemon's file.
-        probe.settimeout(0.0)
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            pass
-        except OSError:
-            return
-    raise ConfigError(
-        f"daemon.socket: something listens on {path} already; stop it, or choose another path"
-    )
-
-
-def _bind(router: zmq.asyncio.Socket, endpoint: str, path: Path, mode: int) -> None:
-    # Nobody may slip in between the bind and the chmod.
-    before = os.umask(0o177)
-    try:
-        router.bind(endpoint)
-        path.chmod(mode)
-    except (zmq.ZMQError, OSError) as error:
-        raise ConfigError(f"daemon.socket: cannot bind {endpoint}: {error}") from error
-    finally:
-        os.umask(before)

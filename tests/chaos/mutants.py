@@ -171,7 +171,7 @@ MUTANTS = (
                 "            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
                 "            pass\n",
             ),
-            ("eplbd/runtime/link.py", "        _refuse_what_is_not_ours(path)\n", ""),
+            ("eplbd/runtime/endpoint.py", "        _refuse_what_is_not_ours(path, key)\n", ""),
         ),
         (f"{LIFE}::test_a_second_daemon_is_refused[True]",),
     ),
