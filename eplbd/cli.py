@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eplbd.share.command import share
+
 if TYPE_CHECKING:
     from eplbd.config import Loaded
     from eplbd.offline.settings import Options
@@ -121,23 +123,7 @@ def policies(loaded: Loaded) -> None:
         click.echo(f"eplbd: {missing}", err=True)
 
 
-@main.group()
-def share() -> None:
-    """Write files to start from."""
-
-
-@share.command("policy-template")
-@click.argument("name")
-@click.argument("directory", required=False, type=click.Path(path_type=Path))
-def policy_template(name: str, directory: Path | None) -> None:
-    """Write a package for a new policy NAME into DIRECTORY, by default eplbd-policy-NAME.
-
-    It is complete: an entry point, a policy that works, and tests that hold it to the contract.
-    """
-    from eplbd.share.template import write_policy_template
-
-    for path in write_policy_template(name, directory):
-        click.echo(f"wrote {path}")
+main.add_command(share)
 
 
 @main.command()

@@ -1,4 +1,5 @@
 """Files to start from, and what writes them: `eplbd share`.
 
-The folders beside this file are package data, texts with `$name` where the author's words go.
+The other files here are package data: texts, those called .in with `$name` where words of the
+author or of the machine go.
 """
