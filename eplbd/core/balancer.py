@@ -216,7 +216,7 @@ class Balancer:
                 event.slots, placement, event.duration_s, self.pacer.round_cost_s, event.shares
             )
         except PlacementError as error:
-            self.refused(f"invalid: {error}", "failed")
+            self.refused(f"invalid: {error}", "failed", event.duration_s)
             return False
         if refused:
             known = ("unchanged", "recorded")
@@ -226,9 +226,10 @@ class Balancer:
         self._after()
         return True
 
-    def refused(self, reason: str, outcome: str) -> None:
-        """The policy gave nothing usable."""
+    def refused(self, reason: str, outcome: str, policy_s: float = 0.0) -> None:
+        """The policy gave nothing usable, after `policy_s` seconds."""
         if self.cycle is not None and self.cycle.stage is Stage.PLANNING:
+            self.cycle.tally.policy_s = policy_s
             self.cycle.policy_failed(reason)
             self._cycle_ended(self.cycle.tally, outcome, 0.0)
 
@@ -360,6 +361,7 @@ def _epoch_line(
         return entered.get(after, end) - entered[begin] if begin in entered else 0.0
 
     settled = leader.phase is EpochPhase.SETTLED
+    assert group.topology is not None
     return EpochEnded(
         group=group.name,
         term=leader.term,
@@ -378,4 +380,5 @@ def _epoch_line(
         stall_s=leader.stall_s,
         policy=policy,
         lost_ranks=tuple(sorted(set(leader.ranks) - leader.alive)),
+        by_link=plan.by_link(group.topology),
     )

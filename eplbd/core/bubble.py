@@ -115,12 +115,26 @@ class Pacer:
             rate = rate * _DECREASE if over else rate + min(_STEP, rate / 2)
             self._trial, self._trial_s = 0, 0.0
         self._rate = max(_SLOWEST, min(rate, _FASTEST, self._line_rate()))
+        return self.current
+
+    @property
+    def current(self) -> Pace:
+        """The pace that was given out last; before the first, the one to begin with."""
+        rate = self._rate or max(_SLOWEST, self._first())
         return Pace(
-            stride=max(1, ceil(1 / self._rate)),
-            experts_per_epoch=max(
-                1, min(self._experts_per_rank, int(self._rate * _EPOCH_FORWARDS))
-            ),
+            stride=max(1, ceil(1 / rate)),
+            experts_per_epoch=max(1, min(self._experts_per_rank, int(rate * _EPOCH_FORWARDS))),
         )
+
+    @property
+    def forward_s(self) -> float:
+        """Mean time of a forward without transfers, seconds; 0 where unknown."""
+        return self._forward_s
+
+    @property
+    def inflation(self) -> float:
+        """Forwards with transfers to those without, as a ratio, in the last trial; 0 before it."""
+        return self._inflation
 
     @property
     def round_cost_s(self) -> float:

@@ -123,6 +123,8 @@ class Cycle:
         self.refused: Refused | None = None
         self.target: Placement | None = None
         """What the policy proposed last, valid or not worth it."""
+        self.planned: NDArray[np.float64] | None = None
+        """PAR that the newest accepted plan promised, `[layers]`, read-only; None if none did."""
         self.tally = Tally()
         self.failures = 0
         self.deadline = 0.0
@@ -197,13 +199,16 @@ class Cycle:
             raise PlacementError(
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
-        self.tally.par_predicted = mean_par(target, self.judged)
+        promised = par(rank_load(target, self.judged)).mean(axis=0)
+        promised.setflags(write=False)
+        self.tally.par_predicted = float(promised.mean())
         short = "recorded"
         if self.settings.mode != "record":
             short = self._shortfall(current, target, plan.least_rounds * cost_s)
         if short:
             return self._not_worth(short, current)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
+        self.planned = promised
         self.tally.moves = 0
         return ""
 
@@ -230,6 +235,7 @@ class Cycle:
             return False
         self.tally = Tally(policy=policy)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
+        self.planned = None
         return True
 
     def _not_worth(self, reason: str, current: Placement) -> str:

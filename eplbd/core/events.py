@@ -189,6 +189,8 @@ class EpochEnded:
     stall_s: float
     policy: str
     lost_ranks: tuple[int, ...] = ()
+    by_link: tuple[int, ...] = (0, 0, 0)
+    """Moves per `Link`: within a rank, within a node, over the network."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from eplbd.core.events import (
     Unreachable,
 )
 from eplbd.core.session import refuse_hello
+from eplbd.core.totals import COUNTED, Totals
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ class Node:
         """Group and policy of every question to a shadow."""
         self.shadow_breakers = self._new_breakers(settings)
         self.counts: Counter[str] = Counter()
+        self.results: Counter[tuple[str, str]] = Counter()
+        """What came of questions, by policy and outcome: ok, or that of `PolicyFailed`."""
+        self.totals: dict[str, Totals] = {}
+        """By group, over all its lives."""
         self.complained: set[Peer] = set()
         self.stopping = False
         self.out: list[Effect] = []
@@ -121,12 +126,15 @@ class Node:
             return
         name, rank = member
         balancer = self.balancers[name]
-        balancer.group.sessions[rank].received(seq, self.now)
+        session = balancer.group.sessions[rank]
+        session.received(seq, self.now)
         try:
             balancer.heard(rank, message)
         except RemoteProtocolError as error:
             self.counts["rejected"] += 1
             self._complain(peer, "message refused", str(error))
+        else:
+            session.took(message, self.now)
         self._drain(balancer)
 
     def _hello(self, peer: Peer, seq: int, hello: m.Hello) -> None:
@@ -198,6 +206,7 @@ class Node:
             return
         if balancer.proposed(event):
             self.breaker.succeeded()
+            self.results[self.settings.policy.name, "ok"] += 1
         else:
             self._policy_at_fault("invalid", balancer.cycle.tally.reason if balancer.cycle else "")
         self._drain(balancer)
@@ -209,11 +218,12 @@ class Node:
         balancer = self._asked_by(event.request)
         self._policy_at_fault(event.outcome, event.detail)
         if balancer is not None:
-            balancer.refused(f"policy {event.outcome}", "failed")
+            balancer.refused(f"policy {event.outcome}", "failed", event.duration_s)
             self._drain(balancer)
 
     def _policy_at_fault(self, outcome: str, detail: str) -> None:
         name = self.settings.policy.name
+        self.results[name, outcome] += 1
         self._note("warning", "policy failed", policy=name, outcome=outcome, detail=detail)
         self.out.append(RememberFault(name, outcome, detail))
         if self.breaker.failed():
@@ -249,6 +259,7 @@ class Node:
             self._shadow_at_fault(name, "invalid", fault)
         elif name in self.shadow_breakers:
             self.shadow_breakers[name].succeeded()
+            self.results[name, "ok"] += 1
 
     def _shadow_failed(self, event: PolicyFailed) -> None:
         group, name = self.shadow_requests.pop(event.request)
@@ -258,6 +269,7 @@ class Node:
         self._shadow_at_fault(name, event.outcome, event.detail)
 
     def _shadow_at_fault(self, name: str, outcome: str, detail: str) -> None:
+        self.results[name, outcome] += 1
         self._note("warning", "shadow failed", policy=name, outcome=outcome, detail=detail)
         self.out.append(RememberFault(name, outcome, detail))
         breaker = self.shadow_breakers.get(name)
@@ -297,7 +309,11 @@ class Node:
             balancer.reconfigure(settings)
 
     def _drain(self, balancer: Balancer) -> None:
-        self.out.extend(balancer.drain())
+        effects, name = balancer.drain(), balancer.group.name
+        for effect in effects:
+            if isinstance(effect, COUNTED):
+                self.totals[name] = self.totals.get(name, Totals()).after(effect, self.now)
+        self.out.extend(effects)
 
     def _complain(self, peer: Peer, event: str, reason: str) -> None:
         """Log a peer's first offence; all are counted."""

@@ -19,7 +19,7 @@ from eplbd.core.placement import Placement, validate
 from eplbd.core.rounds import Col, Transfers, colour
 from eplbd.core.shares import Parts, as_shares, even_parts
 from eplbd.core.sources import assign_sources
-from eplbd.core.topology import Topology
+from eplbd.core.topology import Link, Topology
 from eplbd.errors import LocalProtocolError, PlacementError
 
 _PATIENCE = 8
@@ -98,6 +98,11 @@ class EpochPlan:
         """Bytes that cross ranks, `expert_bytes` per expert."""
         crossing = self.transfers[:, Col.SRC] != self.transfers[:, Col.DST]
         return int(np.count_nonzero(crossing)) * expert_bytes
+
+    def by_link(self, topology: Topology) -> tuple[int, ...]:
+        """Moves by how far they come, one figure per `Link` in its order."""
+        crossed = topology.link_matrix()[self.transfers[:, Col.SRC], self.transfers[:, Col.DST]]
+        return tuple(np.bincount(crossed, minlength=len(Link)).tolist())
 
     def for_rank(self, rank: int) -> Transfers:
         """The rows that `rank` sends or receives, in order; read-only."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eplbd.core.messages import WIRE_VERSION, WIRE_VERSION_MIN
+from eplbd.core.messages import WIRE_VERSION, WIRE_VERSION_MIN, HeatReport, Pulse, Staged, Stands
 
 if TYPE_CHECKING:
     from eplbd.core.events import Peer
-    from eplbd.core.messages import Hello
+    from eplbd.core.messages import FromAgent, Hello
 
 DIMENSION_LIMIT = 1 << 16
 """No model has more layers, experts, ranks or slots; a larger figure is a mistake or an attack."""
@@ -33,6 +33,14 @@ class Session:
     seq: int = 0
     gaps: int = 0
     repeats: int = 0
+    forward: int = 0
+    """Newest that it told of."""
+    reports: int = 0
+    """Of heat, without those that were refused."""
+    heat_at: float | None = None
+    """When the newest of them came; seconds, monotonic."""
+    lost_steps: int = 0
+    """Steps of heat that the agent could not hand on, as it says itself."""
 
     def received(self, seq: int, now: float) -> None:
         """Count what was lost or repeated on the way; the messages themselves are idempotent."""
@@ -42,6 +50,20 @@ class Session:
             self.seq = seq
         else:
             self.repeats += 1
+
+    def took(self, message: FromAgent, now: float) -> None:
+        """Keep what a message that was accepted tells about its rank."""
+        match message:
+            case HeatReport():
+                self.reports += 1
+                self.heat_at = now
+            case Pulse(forward=forward, lost_steps=lost):
+                self.forward = max(self.forward, forward)
+                self.lost_steps = max(self.lost_steps, lost)
+            case Stands(forward=forward) | Staged(forward=forward):
+                self.forward = max(self.forward, forward)
+            case _:
+                pass
 
 
 def refuse_hello(hello: Hello) -> str:
