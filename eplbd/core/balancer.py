@@ -16,9 +16,7 @@ from eplbd.core.cycle import Cycle, Stage, Tally
 from eplbd.core.epoch import Phase as EpochPhase
 from eplbd.core.events import (
     AskPolicy,
-    CycleEnded,
     Effect,
-    EpochEnded,
     Persist,
     PolicyAnswered,
     ShadowScored,
@@ -27,8 +25,8 @@ from eplbd.core.events import (
 from eplbd.core.fixed import STATIC, FixedMap
 from eplbd.core.group import Group, Phase
 from eplbd.core.heat import Budget
-from eplbd.core.leader import EpochLeader
 from eplbd.core.ledger import Ledger
+from eplbd.core.lines import cycle_line, epoch_line
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
@@ -260,7 +258,7 @@ class Balancer:
         leader = group.end(plan.target)
         settled = leader.phase is EpochPhase.SETTLED
         nbytes = plan.bytes(group.shape.expert_bytes)
-        self.out.append(_epoch_line(group, leader, plan, nbytes, cycle.tally.policy))
+        self.out.append(epoch_line(group, leader, plan, cycle.tally.policy))
         if settled:
             assert group.placement is not None
             self.out.append(Persist(group.name, group.term, group.epoch, group.placement))
@@ -301,23 +299,7 @@ class Balancer:
     def _cycle_ended(
         self, tally: Tally, outcome: str, realised: float, layers: tuple[float, ...] = ()
     ) -> None:
-        self.out.append(
-            CycleEnded(
-                group=self.group.name,
-                policy=tally.policy,
-                outcome=outcome,
-                reason=tally.reason,
-                par_before=tally.par_before,
-                par_predicted=tally.par_predicted,
-                par_realised=realised,
-                moves=tally.moves,
-                bytes=tally.bytes,
-                epochs_settled=tally.settled,
-                epochs_aborted=tally.aborted,
-                policy_s=tally.policy_s,
-                layers=layers,
-            )
-        )
+        self.out.append(cycle_line(self.group.name, tally, outcome, realised, layers))
 
     # --- shadows --------------------------------------------------------------------------------
 
@@ -350,35 +332,3 @@ class Balancer:
         shadow.request = request
         self._ask(request, shadow.name, heat, shadow.placement, shadow=True)
         return shadow.name
-
-
-def _epoch_line(
-    group: Group, leader: EpochLeader, plan: EpochPlan, nbytes: int, policy: str
-) -> EpochEnded:
-    entered, end = leader.entered, leader.now
-
-    def lasted(begin: EpochPhase, after: EpochPhase) -> float:
-        return entered.get(after, end) - entered[begin] if begin in entered else 0.0
-
-    settled = leader.phase is EpochPhase.SETTLED
-    assert group.topology is not None
-    return EpochEnded(
-        group=group.name,
-        term=leader.term,
-        epoch=leader.epoch,
-        outcome=str(leader.phase),
-        reason="" if settled else leader.reason,
-        layers=len(plan.layers),
-        moves=plan.moves,
-        bytes=nbytes,
-        rounds=plan.rounds,
-        attempts=leader.attempt,
-        at=leader.at,
-        prepare_s=lasted(EpochPhase.PREPARE, EpochPhase.STAGE),
-        stage_s=lasted(EpochPhase.STAGE, EpochPhase.ARM),
-        commit_s=lasted(EpochPhase.ARM, EpochPhase.SETTLED),
-        stall_s=leader.stall_s,
-        policy=policy,
-        lost_ranks=tuple(sorted(set(leader.ranks) - leader.alive)),
-        by_link=plan.by_link(group.topology),
-    )
