@@ -123,7 +123,8 @@ class Daemon:
                 await tasks.start(self._obey_signals, tasks)
                 self._desk = PolicyDesk(tasks, self._take, self._log.logger)
                 try:
-                    await self._desk.open(self._loaded)
+                    with self._manager.asked_to_wait(tasks):
+                        await self._desk.open(self._loaded)
                 except (ConfigError, PolicyError) as error:
                     refused = error
                     tasks.cancel_scope.cancel()
@@ -159,8 +160,9 @@ class Daemon:
                 self._take(found)
 
     def _begin(self, tasks: TaskGroup, store: Store) -> None:
-        for task in (self._receive, self._tick, self._ping, self._reload_when_asked):
+        for task in (self._receive, self._tick, self._ping):
             tasks.start_soon(task)
+        tasks.start_soon(self._reload_when_asked, tasks)
         tasks.start_soon(self._write, store)
         self.ready = True
         self._manager.tell(READY=1, STATUS="serving, no worker yet")
@@ -313,11 +315,12 @@ class Daemon:
 
     # --- reload ---------------------------------------------------------------------------------
 
-    async def _reload_when_asked(self) -> None:
+    async def _reload_when_asked(self, tasks: TaskGroup) -> None:
         while True:
             await self._to_reload.wait()
             self._to_reload = anyio.Event()
-            await self._reload()
+            with self._manager.asked_to_wait(tasks):
+                await self._reload()
 
     async def _reload(self) -> None:
         """Take the configuration anew, whole or not at all."""

@@ -10,7 +10,13 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import anyio
+from anyio.abc import TaskGroup
+
+MORE_S = 30.0
+"""What is asked for at a time; asked again three times in it."""
 
 
 class Manager:
@@ -41,3 +47,22 @@ class Manager:
         One datagram: a manager that gets the time stamp in a second one takes that for a fault.
         """
         self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000)
+
+    @contextlib.contextmanager
+    def asked_to_wait(self, tasks: TaskGroup, more_s: float = MORE_S) -> Iterator[None]:
+        """Ask for time beyond the unit's timeout while the block runs, which has its own deadline.
+
+        For starts and reloads: a policy that compiles takes minutes, once after an installation.
+        """
+        scope = anyio.CancelScope()
+        tasks.start_soon(self._ask_for_time, scope, more_s)
+        try:
+            yield
+        finally:
+            scope.cancel()
+
+    async def _ask_for_time(self, scope: anyio.CancelScope, more_s: float) -> None:
+        with scope:
+            while self._address:
+                self.tell(EXTEND_TIMEOUT_USEC=int(more_s * 1e6))
+                await anyio.sleep(more_s / 3)

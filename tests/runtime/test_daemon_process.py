@@ -47,6 +47,11 @@ def test_ready_is_said_once_it_is_true(tmp_path: Path, connect: Connect) -> None
         served.told("READY=1")
         served.line("serving")
         assert served.events() == ["policy ready", "serving"]
+        # First of all it asks for time: a policy that compiles takes longer than a manager waits.
+        assert [said.partition("=")[0] for said in served.words][:2] == [
+            "EXTEND_TIMEOUT_USEC",
+            "READY",
+        ]
         workers = group(connect)
         drive(workers, lambda: welcomed(workers), "both were welcomed")
 

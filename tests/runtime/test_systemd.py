@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from eplbd.runtime.systemd import Manager
@@ -73,3 +74,26 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager: tuple[str, socket
 )
 def test_the_watchdog_is_ours_or_nobodys(environment: dict[str, str], watchdog_s: float) -> None:
     assert Manager(environment).watchdog_s == watchdog_s
+
+
+@pytest.mark.anyio
+async def test_time_is_asked_for_again_and_again_until_it_is_over(
+    manager: tuple[str, socket.socket],
+) -> None:
+    address, listening = manager
+    listening.settimeout(0.0)
+    heard: list[bytes] = []
+    with anyio.fail_after(30.0):
+        async with anyio.create_task_group() as tasks:
+            with Manager({"NOTIFY_SOCKET": address}).asked_to_wait(tasks, more_s=0.03):
+                while len(heard) < 3:
+                    await anyio.wait_readable(listening)
+                    heard.append(listening.recv(4096))
+    assert set(heard) == {b"EXTEND_TIMEOUT_USEC=30000"}
+
+
+@pytest.mark.anyio
+async def test_a_block_that_fails_fails_as_itself() -> None:
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(ValueError, match="mine"), Manager({}).asked_to_wait(tasks):
+            raise ValueError("mine")
