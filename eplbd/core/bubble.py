@@ -7,8 +7,10 @@ transfers there are (that is `rounds`) nor when an epoch begins.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
 from eplbd.errors import RemoteProtocolError
 
@@ -29,8 +31,16 @@ _FASTEST = 1.0
 _START = 1 / 4
 """Experts per forward before anything is known of the links."""
 
-_MEMORY = 0.9
-"""Weight of the past in the time of a forward without transfers: about ten figures."""
+_FIGURES = 33
+"""Newest figures of forwards without transfers, and of one trial, of which the middle one counts. A
+mean would follow the one rank that was not scheduled for a second."""
+
+_MEMORY = 0.8
+"""Weight of the past in what a round costs, per trial: about five trials."""
+
+_WORST = 2.0
+"""Inflation that transfers are held to account for at most: two that share one thing evenly take
+twice the time. What is beyond is a busy machine's, and no reason to think moves dear."""
 
 _EPOCH_FORWARDS = 32
 """Forwards that an epoch should stage in, about twice the margin before its commit."""
@@ -76,13 +86,13 @@ class Pacer:
         self._experts_per_rank = experts_per_rank
         self._rate = 0.0
         """Experts per forward; 0 until first asked for."""
-        self._forward_s = 0.0
-        self._trial_s = 0.0
-        """Sum of the figures below."""
-        self._trial = 0
-        """Figures of staging forwards since the pace was last judged."""
+        self._plain: deque[float] = deque(maxlen=_FIGURES)
+        """Seconds of forwards without transfers, newest last."""
+        self._trial: deque[float] = deque(maxlen=_FIGURES)
+        """Seconds of staging forwards since the pace was last judged."""
         self._inflation = 0.0
         """Ratio found in the last trial; 0 before the first."""
+        self._cost = _Cost()
 
     def observe(self, *, forward_s: float = 0.0, staging_forward_s: float = 0.0) -> None:
         """Take an agent's mean times since its last pulse, seconds.
@@ -96,11 +106,9 @@ class Pacer:
                     f"pulse: {name} is {value}, expected 0 to {_LONGEST_S} seconds"
                 )
         if forward_s >= _SHORTEST_S:
-            past = self._forward_s or forward_s
-            self._forward_s = _MEMORY * past + (1 - _MEMORY) * forward_s
+            self._plain.append(forward_s)
         if staging_forward_s >= _SHORTEST_S:
-            self._trial_s += staging_forward_s
-            self._trial += 1
+            self._trial.append(staging_forward_s)
 
     def pace(self) -> Pace:
         """The pace of the next epoch.
@@ -109,11 +117,11 @@ class Pacer:
         halved, else it rises by a step. Without new figures the answer stays the same.
         """
         rate = self._rate or self._first()
-        if self._trial and self._forward_s:
-            self._inflation = self._trial_s / self._trial / self._forward_s
-            over = self._inflation > self.ceiling
-            rate = rate * _DECREASE if over else rate + min(_STEP, rate / 2)
-            self._trial, self._trial_s = 0, 0.0
+        if self._trial and self._plain:
+            self._inflation = median(self._trial) / self.forward_s
+            self._cost.learn(self.current.stride, self._inflation - 1)
+            rate = rate * _DECREASE if self.over else rate + min(_STEP, rate / 2)
+            self._trial.clear()
         self._rate = max(_SLOWEST, min(rate, _FASTEST, self._line_rate()))
         return self.current
 
@@ -128,8 +136,8 @@ class Pacer:
 
     @property
     def forward_s(self) -> float:
-        """Mean time of a forward without transfers, seconds; 0 where unknown."""
-        return self._forward_s
+        """Time of a forward without transfers, seconds; 0 where unknown."""
+        return median(self._plain) if self._plain else 0.0
 
     @property
     def inflation(self) -> float:
@@ -137,22 +145,70 @@ class Pacer:
         return self._inflation
 
     @property
+    def over(self) -> bool:
+        """Whether forwards were slower than the ceiling in the last trial."""
+        return self._inflation > self.ceiling
+
+    @property
+    def helpless(self) -> bool:
+        """Whether they were, although the pace is as slow as it gets."""
+        return self.over and self._rate <= _SLOWEST
+
+    @property
     def round_cost_s(self) -> float:
         """Seconds of latency that one round costs all requests, as far as known.
 
         Before the first trial a forward is taken to reach the ceiling while it stages.
         """
-        inflation = self._inflation or self.ceiling
-        return max(0.0, inflation - 1) * self._forward_s / (self._rate or _START)
+        return self._cost.forwards(self._unmeasured) * self.forward_s
+
+    def doubt(self) -> None:
+        """A plan was refused as too dear, so nothing new will be measured: believe it half."""
+        self._cost.doubt(self._unmeasured)
+
+    @property
+    def _unmeasured(self) -> float:
+        return (self.ceiling - 1) / _START
 
     def _first(self) -> float:
         """Where to begin: so slow that it stays under the ceiling even if nothing overlaps."""
-        if not (self._bandwidth and self._forward_s):
+        if not (self._bandwidth and self._plain):
             return _START
         return (self.ceiling - 1) * self._line_rate()
 
     def _line_rate(self) -> float:
         """Experts per forward that the link carries at all; unbounded where unknown."""
-        if not (self._bandwidth and self._forward_s):
+        if not (self._bandwidth and self._plain):
             return _FASTEST
-        return self._bandwidth * self._forward_s / self._expert_bytes
+        return self._bandwidth * self.forward_s / self._expert_bytes
+
+
+class _Cost:
+    """What one round costs, in forwards without transfers.
+
+    A round in every `stride` forwards makes each longer by a share `excess`; so a round costs
+    excess x stride. Least squares through the origin over past trials: how long forwards take on a
+    busy machine sways whatever the stride, so slow trials, which multiply that by many forwards,
+    weigh little beside faster ones.
+    """
+
+    def __init__(self) -> None:
+        self._forwards = 0.0
+        self._weight = 0.0
+
+    def learn(self, stride: int, excess: float) -> None:
+        """Add a trial."""
+        excess = min(excess, _WORST - 1)
+        past, weight = _MEMORY * self._weight, 1 / stride**2
+        known = self._forwards if self._weight else 0.0
+        self._weight = past + weight
+        self._forwards = (past * known + weight * excess * stride) / self._weight
+
+    def forwards(self, unmeasured: float) -> float:
+        """The cost, never negative; `unmeasured` before the first trial."""
+        return max(0.0, self._forwards) if self._weight else unmeasured
+
+    def doubt(self, unmeasured: float) -> None:
+        """Go half of the way back to what is believed without any measurement, if that is less."""
+        if self._forwards > unmeasured:
+            self._forwards = (self._forwards + unmeasured) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import example, given
@@ -133,11 +134,94 @@ def test_what_a_round_costs() -> None:
     assert pacer.round_cost_s == pytest.approx(0.05 * FORWARD_S * 4), "the ceiling, unmeasured"
     pacer.observe(staging_forward_s=FORWARD_S * 1.02)
     pace = pacer.pace()
-    assert pacer.round_cost_s == pytest.approx(0.02 * FORWARD_S / 0.375)
+    assert pacer.round_cost_s == pytest.approx(0.02 * FORWARD_S * 4), "a round in four forwards"
     assert pace.stride == 3
-    pacer.observe(staging_forward_s=FORWARD_S * 0.9)
-    pacer.pace()
+    for _ in range(2):
+        pacer.observe(staging_forward_s=FORWARD_S * 0.9)
+        pacer.pace()
     assert pacer.round_cost_s == 0, "never negative"
+
+
+# --- a machine that is busy with something else ---------------------------------------------------
+
+
+def busy(pacer: Pacer, rng: random.Random, trials: int, slowest: float) -> None:
+    """Trials whose forwards take any time up to `slowest` times the usual, whatever is staged."""
+    for _ in range(trials):
+        for _ in range(12):
+            pacer.observe(
+                forward_s=FORWARD_S * rng.uniform(1, 1.2),
+                staging_forward_s=FORWARD_S * rng.uniform(1, slowest),
+            )
+        pacer.pace()
+
+
+@given(st.integers(0, 2**32), st.floats(2, 10_000), st.integers(1, 60))
+def test_what_a_round_costs_is_bounded_however_slow_forwards_are(
+    seed: int, slowest: float, trials: int
+) -> None:
+    pacer = Pacer()
+    busy(pacer, random.Random(seed), trials, slowest)
+    assert pacer.round_cost_s <= 64 * 1.2 * FORWARD_S, (
+        "a round staged alone, forwards twice as long"
+    )
+
+
+def test_trials_at_the_floor_do_not_make_rounds_dear() -> None:
+    """Forwards a tenth longer by chance, in each of 64 of them, are not what one round costs."""
+    pacer = Pacer()
+    for inflation in (1.02, 1.04):
+        pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * inflation)
+        pacer.pace()
+    known = pacer.round_cost_s
+    for _ in range(8):
+        pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * 1.1)
+        pacer.pace()
+    assert pacer.pace().stride >= 32
+    assert pacer.round_cost_s <= 6 * known
+
+
+def test_one_rank_that_stood_still_is_not_what_a_round_costs() -> None:
+    pacer = Pacer()
+    for slow in (1.0, 1.0, 1.0, 500.0):
+        pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * 1.02 * slow)
+    pacer.pace()
+    assert pacer.inflation == pytest.approx(1.02)
+    assert pacer.round_cost_s == pytest.approx(0.02 * FORWARD_S * 4)
+
+
+def test_what_was_too_dear_is_believed_less_and_less() -> None:
+    pacer = Pacer()
+    pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S * 2)
+    pacer.pace()
+    costs = [pacer.round_cost_s]
+    for _ in range(20):
+        pacer.doubt()
+        costs.append(pacer.round_cost_s)
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == pytest.approx(0.05 * FORWARD_S * 4, rel=0.01), "as before any measurement"
+
+
+def test_cheap_moves_are_not_made_dear_by_doubt() -> None:
+    pacer = Pacer()
+    pacer.observe(forward_s=FORWARD_S, staging_forward_s=FORWARD_S)
+    pacer.pace()
+    pacer.doubt()
+    assert pacer.round_cost_s == 0
+
+
+def test_says_when_slower_is_not_possible() -> None:
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES), Engine(room=-1.0)
+    engine.run(pacer)
+    engine.run(pacer)
+    assert pacer.over
+    assert not pacer.helpless
+    last(pacer, engine, 20)
+    assert pacer.helpless
+    engine.room = 2.0
+    last(pacer, engine, 2)
+    assert not pacer.over
+    assert not pacer.helpless
 
 
 @pytest.mark.parametrize("value", [-1.0, 86_401.0, math.nan, math.inf])
