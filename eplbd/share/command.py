@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from eplbd.share.printed import PRINTED
+from eplbd.share.printed import PRINTED, doubts, printed
 
 
 @click.group()
@@ -31,9 +31,9 @@ def policy_template(name: str, directory: Path | None) -> None:
 def _offer(name: str, about: str) -> None:
     @share.command(name, help=about)
     def shown() -> None:
-        from eplbd.share.printed import printed  # noqa: PLC0415 - as in eplbd.cli
-
         click.echo(printed(name), nl=False)
+        for doubt in doubts(name):
+            click.echo(f"eplbd: {doubt}", err=True)
 
 
 for _name, (_, _about) in PRINTED.items():

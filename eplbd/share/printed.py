@@ -8,7 +8,7 @@ from __future__ import annotations
 import grp
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -22,10 +22,10 @@ PRINTED: Mapping[str, tuple[str, str]] = {
     "engine": ("engine.conf", "Print a drop-in for the unit of an engine on the host."),
     "container": ("container.conf.in", "Print a drop-in for the Podman unit of an engine."),
 }
-"""What to ask for: the file in this folder, and the sentence about it. The text of a file called .in
-has `$words` of this machine; any other is printed as it is."""
+"""What to ask for: the file in this folder, and the sentence about it. The text of a file called
+.in has `$words` of this machine; any other is printed as it is."""
 
-HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - refused, not used
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not used
 """What ProtectHome and PrivateTmp of the unit keep from the daemon."""
 
 
@@ -43,25 +43,26 @@ def printed(name: str) -> str:
     return template.substitute({word: _WORDS[word]() for word in template.get_identifiers()})
 
 
-def _command() -> str:
-    beside = Path(sys.executable).with_name("eplbd")
-    return str(reachable(beside if beside.exists() else Path(shutil.which("eplbd") or "eplbd")))
+def doubts(name: str, places: Sequence[Path] | None = None) -> Iterator[str]:
+    """What would keep a printed text from working as it is; for the unit: what it cannot see.
 
-
-def reachable(command: Path) -> Path:
-    """The absolute path of a command that the unit can start: a service manager has no PATH.
-
-    Raises:
-        ConfigError: It is where the unit lets the daemon see nothing.
+    places: what the daemon has to reach, by default this installation and its Python.
     """
-    path = command.absolute()
-    for hidden in HIDDEN:
-        if path.is_relative_to(hidden):
-            raise ConfigError(
-                f"this eplbd is installed as {path}, and the unit hides {hidden} from the daemon; "
-                "install it elsewhere, such as in a virtual environment in /opt/eplbd"
-            )
-    return path
+    if name != "unit":
+        return
+    for place in places if places is not None else (_eplbd(), Path(sys.base_prefix)):
+        for hidden in HIDDEN:
+            if place.is_relative_to(hidden):
+                yield (
+                    f"the unit hides {hidden} from the daemon, and {place} is there; install eplbd "
+                    "with a Python that is elsewhere: a virtual environment such as /opt/eplbd"
+                )
+
+
+def _eplbd() -> Path:
+    """This installation's command, absolute: a service manager has no PATH to look in."""
+    beside = Path(sys.executable).with_name("eplbd")
+    return (beside if beside.exists() else Path(shutil.which("eplbd") or "eplbd")).absolute()
 
 
 def _group() -> str:
@@ -75,4 +76,4 @@ def _group() -> str:
         ) from error
 
 
-_WORDS: Mapping[str, Callable[[], str]] = {"command": _command, "group": _group}
+_WORDS: Mapping[str, Callable[[], str]] = {"command": lambda: str(_eplbd()), "group": _group}
