@@ -12,8 +12,10 @@ import numpy as np
 
 from eplbd.core import messages as m
 from eplbd.core.bubble import Pacer
+from eplbd.core.commands import Keep
 from eplbd.core.cycle import Cycle, Stage, Tally
 from eplbd.core.epoch import Phase as EpochPhase
+from eplbd.core.errand import Errands, obey
 from eplbd.core.events import (
     AskPolicy,
     Effect,
@@ -27,6 +29,7 @@ from eplbd.core.group import Group, Phase
 from eplbd.core.heat import Budget
 from eplbd.core.ledger import Ledger
 from eplbd.core.lines import cycle_line, epoch_line
+from eplbd.core.orders import PREVIOUS, Orders
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
@@ -64,8 +67,14 @@ class Balancer:
         """Settled since the group was taken up."""
         self.outdated = False
         """Whether the plan under way was made under another mode."""
-        self.draining = False
+        self.stopping = False
         """Whether no further epoch may begin."""
+        self.orders = Orders()
+        self.errands = Errands()
+        self.revoked = ""
+        """Why the plan under way must not go on."""
+        self.before: Placement | None = None
+        """In force before the newest rebalance that changed anything."""
         self.now = now
         self.out: list[Effect] = []
 
@@ -92,7 +101,7 @@ class Balancer:
                 forward_s=message.forward_s, staging_forward_s=message.staging_forward_s
             )
         self.group.heard(rank, message)
-        self._after()
+        self.after()
 
     def _audit(self) -> None:
         assert self.ledger is not None
@@ -107,9 +116,9 @@ class Balancer:
         self.group.tick(now)
         if self.ledger is not None:
             self.recording.tick(self.ledger)
-        self._after()
+        self.after()
 
-    def _after(self) -> None:
+    def after(self) -> None:
         """Do what has become possible."""
         group = self.group
         if group.term != self.led_term and group.placement is not None:
@@ -125,13 +134,26 @@ class Balancer:
             self.outdated = cycle.stage is Stage.PLANNING
             if cycle.stage is Stage.MOVING:
                 cycle.drop("the mode was changed", self.now)
-        if self.fixed.due and cycle.stage is Stage.RESTING and self.now >= cycle.next_at:
+        obey(self, cycle, group.placement)
+        resting = cycle.stage is Stage.RESTING and not self.held
+        if self.fixed.due and resting and self.now >= cycle.next_at:
             self.fixed.begin(cycle, group.placement)
             self._say_fixed()
-        if cycle.may_move(self.now) and not self.draining:
+        if cycle.may_move(self.now) and not self.stopping:
             self._begin_epoch(cycle)
         elif cycle.stage is Stage.MEASURING:
-            self._measure(cycle)
+            self.measure(cycle)
+
+    # --- orders ---------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> str:
+        """Why no plan is made although one could be; empty if there is no reason."""
+        if self.stopping:
+            return "the daemon stops"
+        return str(self.orders.hold) if self.orders.hold else ""
+
+    # --- terms and settings ---------------------------------------------------------------------
 
     def _lead(self) -> None:
         """A term began on a map that all ranks confirmed: start the books afresh."""
@@ -153,6 +175,7 @@ class Balancer:
         self.cycle = Cycle(balance, *sizes, weighted=shape.weighted)
         self.shadows = Shadows(balance, *sizes, weighted=shape.weighted)
         self.cycle.next_at = self.shadows.next_at = self.now
+        self.cycle.orders, self.revoked, self.errands = self.orders, "", Errands()
         self.epoch_plan = None
         self.outdated, self.fixed = False, FixedMap(self.settings.map)
 
@@ -177,6 +200,8 @@ class Balancer:
             return False
         if group.phase is not Phase.READY or group.leader or not cycle.wants_plan(self.now):
             return False
+        if self.held or self.orders.sole(group.placement) is not None:
+            return False
         window = ledger.heat(self.settings.balance.phase)
         heat = cycle.consider(window, group.placement, policy, self.now)
         assert self.shadows is not None
@@ -184,7 +209,7 @@ class Balancer:
             self._show(window)
         if heat is None:
             return False
-        self._ask(request, policy, heat, group.placement)
+        self._ask(request, policy, heat, self.orders.seen(group.placement))
         return True
 
     def _ask(
@@ -199,7 +224,7 @@ class Balancer:
             expert_bytes=group.shape.expert_bytes,
             weighted=group.shape.weighted,
         )
-        topology = group.topology
+        topology = group.topology if shadow else self.orders.topology(group.topology)
         self.out.append(
             AskPolicy(request, group.name, policy, heat, topology, current, budget, shadow)
         )
@@ -218,10 +243,10 @@ class Balancer:
             return False
         if refused:
             known = ("unchanged", "recorded")
-            self._cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
+            self.cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
         if cycle.target is not None:
             self.recording.placement(self.group.epoch, cycle.target, Status.PROPOSED)
-        self._after()
+        self.after()
         return True
 
     def refused(self, reason: str, outcome: str, policy_s: float = 0.0) -> None:
@@ -229,7 +254,7 @@ class Balancer:
         if self.cycle is not None and self.cycle.stage is Stage.PLANNING:
             self.cycle.tally.policy_s = policy_s
             self.cycle.policy_failed(reason)
-            self._cycle_ended(self.cycle.tally, outcome, 0.0)
+            self.cycle_ended(self.cycle.tally, outcome, 0.0)
 
     def _begin_epoch(self, cycle: Cycle) -> None:
         group = self.group
@@ -255,7 +280,7 @@ class Balancer:
         plan, cycle, group = self.epoch_plan, self.cycle, self.group
         assert plan is not None
         assert cycle is not None
-        leader = group.end(plan.target)
+        before, leader = group.placement, group.end(plan.target)
         settled = leader.phase is EpochPhase.SETTLED
         nbytes = plan.bytes(group.shape.expert_bytes)
         self.out.append(epoch_line(group, leader, plan, cycle.tally.policy))
@@ -264,10 +289,13 @@ class Balancer:
             self.out.append(Persist(group.name, group.term, group.epoch, group.placement))
             self.recording.placement(group.epoch, group.placement, Status.IN_FORCE)
             self.moves += plan.moves
+            if before is not None and not cycle.tally.settled:
+                self.before = before
+                self.out.append(Keep(group.name, PREVIOUS, before))
         cycle.epoch_ended(
             settled=settled, moves=plan.moves, nbytes=nbytes, reason=leader.reason, now=self.now
         )
-        self._after()
+        self.after()
 
     def _say_fixed(self) -> None:
         group = self.group
@@ -278,7 +306,7 @@ class Balancer:
             digest = group.placement.digest
             group.note("info", "static placement stands", epoch=group.epoch, digest=digest)
 
-    def _measure(self, cycle: Cycle) -> None:
+    def measure(self, cycle: Cycle) -> None:
         """Close the rebalance once the new map has been measured, or could not be in time.
 
         The books know which steps ran under which epoch: none from before the flip is among these.
@@ -289,16 +317,17 @@ class Balancer:
             return
         outcome = cycle.outcome
         realised = par(loads).mean(axis=0) if loads.shape[0] else np.empty(0)
-        self._cycle_ended(
+        self.cycle_ended(
             cycle.rest(),
             outcome,
             float(realised.mean()) if realised.size else 0.0,
             tuple(round(float(value), 4) for value in realised),
         )
 
-    def _cycle_ended(
+    def cycle_ended(
         self, tally: Tally, outcome: str, realised: float, layers: tuple[float, ...] = ()
     ) -> None:
+        """Write the line of a rebalance."""
         self.out.append(cycle_line(self.group.name, tally, outcome, realised, layers))
 
     # --- shadows --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 
 from eplbd.core.drift import Profile
 from eplbd.core.heat import Heat
+from eplbd.core.orders import Orders
 from eplbd.core.placement import Placement, par, rank_load, validate
 from eplbd.core.plan import Plan
 from eplbd.errors import PlacementError
@@ -63,6 +64,14 @@ class Tally:
     settled: int = 0
     aborted: int = 0
     reason: str = ""
+    gain_predicted: float = 0.0
+    gain_realised: float = 0.0
+    dear: bool = False
+    """Whether the cost of the moves alone spoke against it."""
+    forced: bool = False
+    """Whether an operator wants the answer whatever it gains."""
+    ordered: bool = False
+    """Whether an operator said where to go, and no policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,10 @@ class Cycle:
         self.layers, self.experts = layers, experts
         self.weighted = weighted
         """Whether the group's engine takes shares."""
+        self.orders = Orders()
+        """May change at any time but while a policy is asked, as far as ranks are drained."""
+        self.forced = False
+        """Whether to ask at once, and take the answer whatever it gains."""
         self.stage = Stage.RESTING
         self.next_at = self.considered_at = 0.0
         self.plan: Plan | None = None
@@ -122,7 +135,7 @@ class Cycle:
         """Of the heat that the policy is asked about."""
         self.refused: Refused | None = None
         self.target: Placement | None = None
-        """What the policy proposed last, valid or not worth it."""
+        """Where the newest plan leads, be it worth it or not."""
         self.planned: NDArray[np.float64] | None = None
         """PAR that the newest accepted plan promised, `[layers]`, read-only; None if none did."""
         self.tally = Tally()
@@ -132,7 +145,7 @@ class Cycle:
     def wants_plan(self, now: float) -> bool:
         """Whether it is time to look at the heat."""
         asking = self.settings.mode in ASKING_MODES
-        return asking and self.stage is Stage.RESTING and now >= self.next_at
+        return asking and self.stage is Stage.RESTING and (self.forced or now >= self.next_at)
 
     def consider(self, heat: Heat, current: Placement, policy: str, now: float) -> Heat | None:
         """Return what the policy may see, or None if there is nothing to do; rest either way."""
@@ -141,15 +154,16 @@ class Cycle:
         steps = heat.steps.shape[0]
         if steps < max(self.settings.min_steps, 2):
             return None
-        before = mean_par(current, thinned(heat.steps))
-        if before <= self.settings.par_trigger:
+        forced, self.forced = self.forced, False
+        before = mean_par(self.orders.seen(current), thinned(heat.steps))
+        if before <= self.settings.par_trigger and not forced:
             return None
         self.load = Profile.of(heat.steps)
-        if self._is_refused(policy, current, self.load, now):
+        if self._is_refused(policy, current, self.load, now) and not forced:
             return None
         held_out = max(1, int(steps * HELD_OUT))
         self.judged = thinned(heat.steps[-held_out:])
-        self.tally = Tally(policy=policy, par_before=before)
+        self.tally = Tally(policy=policy, par_before=before, forced=forced)
         self.stage = Stage.PLANNING
         return Heat(heat.steps[:-held_out], heat.phase)
 
@@ -175,20 +189,9 @@ class Cycle:
         has shares that the engine does not take: the policy's fault.
         """
         self.tally.policy_s = duration_s
-        target = validate(
-            slots,
-            experts=self.experts,
-            topology=self.topology,
-            layers=self.layers,
-            allow_duplicates=current.has_duplicates,
-            shares=shares,
-        )
-        if target.shares is not None and not self.weighted:
-            raise PlacementError(
-                "shares: this engine splits every expert evenly over its replicas; return shares "
-                "only where budget.weighted is true"
-            )
-        excess = np.maximum(rank_load(current, self.judged).mean(axis=0), 0.0)
+        seen = self.orders.seen(current)
+        target = self._target(slots, shares, seen, current)
+        excess = np.maximum(rank_load(seen, self.judged).mean(axis=0), 0.0)
         plan = Plan(current, target, self.topology, excess.max(axis=-1) - excess.mean(axis=-1))
         self.tally.moves = plan.moves
         self.target = target
@@ -199,12 +202,13 @@ class Cycle:
             raise PlacementError(
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
-        promised = par(rank_load(target, self.judged)).mean(axis=0)
+        then = self.orders.seen(target)
+        promised = par(rank_load(then, self.judged)).mean(axis=0)
         promised.setflags(write=False)
         self.tally.par_predicted = float(promised.mean())
         short = "recorded"
         if self.settings.mode != "record":
-            short = self._shortfall(current, target, plan.least_rounds * cost_s)
+            short = self._shortfall(seen, then, plan.least_rounds * cost_s)
         if short:
             return self._not_worth(short, current)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
@@ -212,13 +216,40 @@ class Cycle:
         self.tally.moves = 0
         return ""
 
+    def _target(
+        self,
+        slots: NDArray[np.generic],
+        shares: NDArray[np.generic] | None,
+        seen: Placement,
+        current: Placement,
+    ) -> Placement:
+        """A proposal for what was `seen` of `current`, as a placement of all ranks."""
+        proposal = validate(
+            slots,
+            experts=self.experts,
+            topology=self.orders.topology(self.topology),
+            layers=self.layers,
+            allow_duplicates=seen.has_duplicates,
+            shares=shares,
+        )
+        if proposal.shares is not None and not self.weighted:
+            raise PlacementError(
+                "shares: this engine splits every expert evenly over its replicas; return shares "
+                "only where budget.weighted is true"
+            )
+        return self.orders.completed(proposal, current, weighted=self.weighted)
+
     def _shortfall(self, current: Placement, target: Placement, cost: float) -> str:
-        """Why `target` is not worth `cost` seconds of moves; empty if it is."""
+        """Why `target` is not worth `cost` seconds of moves; empty if it is, or was forced."""
+        if self.tally.forced:
+            return ""
         slowest = slowest_load(current, self.judged)
         gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
+        self.tally.gain_predicted = gain
         if gain < self.settings.min_gain:
             return f"gain {gain:.4f} is under min_gain {self.settings.min_gain}"
         if gain * self.settings.horizon_s < cost:
+            self.tally.dear = True
             gained = f"gain {gain:.4f} over {self.settings.horizon_s} s"
             return f"{gained} does not pay {cost:.3f} s of moves"
         return ""
@@ -235,7 +266,7 @@ class Cycle:
             return False
         self.tally = Tally(policy=policy)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
-        self.planned = None
+        self.target, self.planned = target, None
         return True
 
     def _not_worth(self, reason: str, current: Placement) -> str:

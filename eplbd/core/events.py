@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from eplbd.core.commands import Answer, Commanded, Keep, OrdersRestored, RememberOrders
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from eplbd.core.assembly import Step
     from eplbd.core.heat import Budget, Heat
     from eplbd.core.messages import FromAgent, FromLeader
+    from eplbd.core.opening import Likeness
     from eplbd.core.placement import Placement
     from eplbd.core.settings import Settings
     from eplbd.core.topology import Topology
@@ -68,6 +71,9 @@ class Restored:
     group: str
     term: int
     epoch: int
+    placement: Placement | None = field(default=None, compare=False)
+    """Where its last epoch settled; None where nothing but the term is of use."""
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,8 @@ Event: TypeAlias = (
     | PolicyAnswered
     | PolicyFailed
     | Reconfigured
+    | Commanded
+    | OrdersRestored
     | Stopping
 )
 
@@ -165,6 +173,8 @@ class Persist:
     term: int
     epoch: int
     placement: Placement
+    likeness: Likeness | None = None
+    """What a later life of the group must have in common with this one to go back to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +201,8 @@ class EpochEnded:
     lost_ranks: tuple[int, ...] = ()
     by_link: tuple[int, ...] = (0, 0, 0)
     """Moves per `Link`: within a rank, within a node, over the network."""
+    story: tuple[str, ...] = ()
+    """Of one that was aborted: who said what, and when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +226,10 @@ class CycleEnded:
     policy_s: float
     layers: tuple[float, ...] = ()
     """Realised PAR per layer."""
+    gain_predicted: float = 0.0
+    """Share by which the hottest ranks' load was to fall, as judged before the moves."""
+    gain_realised: float = 0.0
+    """Of the steps after them, against the map before on the same steps; 0 where too few came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +338,9 @@ Effect: TypeAlias = (
     | RecordSteps
     | RecordPlacement
     | RememberFault
+    | Answer
+    | Keep
+    | RememberOrders
     | Note
     | Stop
 )

@@ -34,12 +34,13 @@ class FixedMap:
     def begin(self, cycle: Cycle, current: Placement) -> None:
         """Compare, and plan the moves if there are any to make."""
         assert self.wanted is not None
-        self.refused = misfit(self.wanted, current)
+        reason = misfit(self.wanted, current)
         try:
-            if not self.refused:
+            if not reason:
                 self.stands = not cycle.go_to(self.wanted, current, STATIC)
         except PlacementError as error:
-            self.refused = f"balance.map: {error}"
+            reason = str(error)
+        self.refused = f"balance.map: {reason}" if reason else ""
 
     @property
     def due(self) -> bool:
@@ -54,11 +55,11 @@ def misfit(wanted: Placement, current: Placement) -> str:
         if wanted.experts == current.experts:
             return ""
         return (
-            f"balance.map: layer 0: the map places {wanted.experts} experts, expected "
+            f"layer 0: the map places {wanted.experts} experts, expected "
             f"{current.experts}; record one of this group"
         )
     layer = min(shape[0], expected[0]) if shape[1:] == expected[1:] else 0
     return (
-        f"balance.map: layer {layer}: the map has shape {list(shape)}, expected {list(expected)} "
+        f"layer {layer}: the map has shape {list(shape)}, expected {list(expected)} "
         "(layers, ranks, slots per rank); record one of this group"
     )

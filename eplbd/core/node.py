@@ -295,7 +295,7 @@ class Node:
     def _stopping(self) -> None:
         self.stopping = True
         for balancer in self.balancers.values():
-            balancer.draining = True
+            balancer.stopping = True
             balancer.group.give_up("the daemon stops")
             self._drain(balancer)
 

@@ -72,7 +72,7 @@ def _group(
         mode=settings.mode,
         phase=group.phase,
         frozen=group.frozen,
-        paused="the daemon stops" if balancer.draining else "",
+        paused=balancer.held,
         ranks=_ranks(balancer, now),
         nodes=group.topology.nodes if group.topology else 0,
         layers=shape.layers,
