@@ -19,16 +19,18 @@ from eplbd.core.errand import Errands, obey
 from eplbd.core.events import (
     AskPolicy,
     Effect,
-    Persist,
     PolicyAnswered,
     ShadowScored,
     Status,
 )
 from eplbd.core.fixed import STATIC, FixedMap
+from eplbd.core.gain import Gains
 from eplbd.core.group import Group, Phase
+from eplbd.core.guard import Guard
 from eplbd.core.heat import Budget
 from eplbd.core.ledger import Ledger
 from eplbd.core.lines import cycle_line, epoch_line
+from eplbd.core.opening import Opening, kept_of
 from eplbd.core.orders import PREVIOUS, Orders
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
@@ -39,7 +41,9 @@ from eplbd.errors import PlacementError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eplbd.core.assembly import Step
     from eplbd.core.heat import Heat
+    from eplbd.core.opening import Kept
     from eplbd.core.placement import Placement
     from eplbd.core.plan import EpochPlan
     from eplbd.core.settings import Settings
@@ -48,7 +52,15 @@ if TYPE_CHECKING:
 class Balancer:
     """Everything the leader keeps about one EP group."""
 
-    def __init__(self, hello: m.Hello, settings: Settings, *, stored_term: int, now: float) -> None:
+    def __init__(
+        self,
+        hello: m.Hello,
+        settings: Settings,
+        *,
+        stored_term: int,
+        now: float,
+        kept: Kept | None = None,
+    ) -> None:
         self.settings = settings
         self.group = Group(hello, settings, stored_term=stored_term, now=now)
         self.ledger: Ledger | None = None
@@ -61,6 +73,11 @@ class Balancer:
             expert_bytes=max(1, hello.expert_bytes),
             experts_per_rank=settings.epoch.experts_per_rank,
         )
+        self.guard = Guard(self.pacer)
+        self.gains = Gains(settings.alarms.kept_share, settings.balance.min_gain)
+        self.kept = kept
+        """Where the group settled last, perhaps in an earlier life."""
+        self.opening: Opening | None = None
         self.led_term = 0
         self.epoch_plan: EpochPlan | None = None
         self.moves = 0
@@ -139,6 +156,8 @@ class Balancer:
         if self.fixed.due and resting and self.now >= cycle.next_at:
             self.fixed.begin(cycle, group.placement)
             self._say_fixed()
+        if self.opening and self.opening.due and resting:
+            self.opening.begin(cycle, group)
         if cycle.may_move(self.now) and not self.stopping:
             self._begin_epoch(cycle)
         elif cycle.stage is Stage.MEASURING:
@@ -178,6 +197,7 @@ class Balancer:
         self.cycle.orders, self.revoked, self.errands = self.orders, "", Errands()
         self.epoch_plan = None
         self.outdated, self.fixed = False, FixedMap(self.settings.map)
+        self.opening = Opening(group, self.kept)
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new settings; the size of the heat window changes with the next term."""
@@ -190,6 +210,7 @@ class Balancer:
             self.cycle.settings, self.cycle.refused = settings.balance, None
             self.shadows.reconfigure(settings.balance)
         self.pacer.ceiling = settings.transfer.inflation_ceiling
+        self.gains.demand(settings.alarms.kept_share, settings.balance.min_gain)
 
     # --- a rebalance ----------------------------------------------------------------------------
 
@@ -202,10 +223,12 @@ class Balancer:
             return False
         if self.held or self.orders.sole(group.placement) is not None:
             return False
-        window = ledger.heat(self.settings.balance.phase)
+        assert self.opening is not None
+        window = self.opening.heat(ledger.heat(self.settings.balance.phase), group)
         heat = cycle.consider(window, group.placement, policy, self.now)
         assert self.shadows is not None
-        if heat is not None or self.now >= self.shadows.next_at:
+        measured = not self.opening.assumed
+        if measured and (heat is not None or self.now >= self.shadows.next_at):
             self._show(window)
         if heat is None:
             return False
@@ -241,6 +264,10 @@ class Balancer:
         except PlacementError as error:
             self.refused(f"invalid: {error}", "failed", event.duration_s)
             return False
+        if cycle.tally.dear:
+            self.pacer.doubt()
+        if not refused and self.opening and not self.opening.assumed:
+            self.gains.promise(cycle.tally.gain_predicted, placement, self._served())
         if refused:
             known = ("unchanged", "recorded")
             self.cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
@@ -259,7 +286,7 @@ class Balancer:
     def _begin_epoch(self, cycle: Cycle) -> None:
         group = self.group
         assert cycle.plan is not None
-        pace = self.pacer.pace()
+        pace = self.guard.pace(group)
         self.epoch_plan = cycle.plan.next_epoch(pace.experts_per_epoch)
         if self.epoch_plan is None:
             cycle.measure(self.now)
@@ -286,7 +313,8 @@ class Balancer:
         self.out.append(epoch_line(group, leader, plan, cycle.tally.policy))
         if settled:
             assert group.placement is not None
-            self.out.append(Persist(group.name, group.term, group.epoch, group.placement))
+            self.kept = persist = kept_of(group)
+            self.out.append(persist)
             self.recording.placement(group.epoch, group.placement, Status.IN_FORCE)
             self.moves += plan.moves
             if before is not None and not cycle.tally.settled:
@@ -296,6 +324,12 @@ class Balancer:
             settled=settled, moves=plan.moves, nbytes=nbytes, reason=leader.reason, now=self.now
         )
         self.after()
+
+    def _served(self) -> list[Step]:
+        """Steps of the window that ran under the map in force."""
+        assert self.ledger is not None
+        steps = self.ledger.since(-1, self.settings.balance.phase)
+        return [step for step in steps if step.epoch == self.group.epoch]
 
     def _say_fixed(self) -> None:
         group = self.group
@@ -316,6 +350,8 @@ class Balancer:
         if loads.shape[0] < self.settings.balance.min_steps and self.now < cycle.deadline:
             return
         outcome = cycle.outcome
+        enough = outcome == "applied" and loads.shape[0] >= self.settings.balance.min_steps
+        cycle.tally.gain_realised = self.gains.measure(self._served() if enough else [])
         realised = par(loads).mean(axis=0) if loads.shape[0] else np.empty(0)
         self.cycle_ended(
             cycle.rest(),

@@ -30,6 +30,11 @@ class Breaker:
         if not self.suspended:
             self.failures = 0
 
+    def trip(self) -> bool:
+        """Suspend at once, for a reason other than failures. True unless it was suspended."""
+        tripped, self.failures = not self.suspended, self.limit
+        return tripped
+
     def failed(self) -> bool:
         """A failure of whatever kind. True for the one that suspends, and for no other."""
         if self.suspended:

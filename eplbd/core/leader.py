@@ -325,6 +325,7 @@ class EpochLeader:
                 f"epoch {self.epoch} is {self.phase}, cannot become {phase}\n  {story}"
             )
         self.phase = phase
+        self.story.append((self.now, str(phase)))
         self.entered[phase] = self.now
         self.waiting = set(self.ranks) if phase not in ASKING | ENDED else set()
         self.deadline = self.now + self._timeout()
@@ -383,6 +384,7 @@ class EpochLeader:
 
     def _fail(self, reason: str, *, lane_broken: bool = False) -> None:
         self.failed = True
+        self.story.append((self.now, reason))
         self.lane_broken |= lane_broken
         self.reason = self.reason or reason
 

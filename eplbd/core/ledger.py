@@ -184,6 +184,10 @@ class Ledger:
         steps.setflags(write=False)
         return Heat(steps, phase)
 
+    def newest(self, phase: str = "all") -> int:
+        """The newest forward in the window of `phase`; -1 while it is empty."""
+        return max((step.forward for step in self._windows[phase]), default=-1)
+
     def since(self, forward: int, phase: str = "all") -> list[Step]:
         """The steps of the window that are newer than `forward`, oldest first."""
         return [step for step in self._window(phase) if step.forward > forward]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eplbd.core.epoch import Phase
 from eplbd.core.events import CycleEnded, EpochEnded
+from eplbd.core.story import tell
 
 if TYPE_CHECKING:
     from eplbd.core.cycle import Tally
@@ -45,6 +46,7 @@ def epoch_line(group: Group, leader: EpochLeader, plan: EpochPlan, policy: str) 
         policy=policy,
         lost_ranks=tuple(sorted(set(leader.ranks) - leader.alive)),
         by_link=plan.by_link(group.topology),
+        story=() if settled else tell(leader.story),
     )
 
 
@@ -66,4 +68,6 @@ def cycle_line(
         epochs_aborted=tally.aborted,
         policy_s=tally.policy_s,
         layers=layers,
+        gain_predicted=tally.gain_predicted,
+        gain_realised=tally.gain_realised,
     )

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eplbd.core import messages as m
+from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
 from eplbd.core.breaker import Breaker
+from eplbd.core.commands import Commanded, OrdersRestored
+from eplbd.core.errand import take_orders
 from eplbd.core.events import (
     Effect,
     Event,
@@ -33,12 +36,16 @@ from eplbd.core.events import (
     Tick,
     Unreachable,
 )
+from eplbd.core.obedience import obey, orders_of
 from eplbd.core.session import refuse_hello
 from eplbd.core.totals import COUNTED, Totals
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
+    from eplbd.core.orders import Orders
     from eplbd.core.settings import Settings
+
+SUSPENDED = "policy suspended, hold takes over"
 
 GROUPS_MAX = 64
 """More EP groups than this on one node are a mistake or an attack."""
@@ -71,9 +78,14 @@ class Node:
         self.balancers: dict[str, Balancer] = {}
         self.members: dict[Peer, tuple[str, int]] = {}
         self.stored: dict[str, Restored] = {}
+        self.orders: dict[str, Orders] = {}
+        """By group; those of "" hold for every group."""
         self.requests: dict[int, str] = {}
         self.request = 0
         self.breaker = Breaker(settings.policy.failures_until_suspended)
+        self.suspended_for = ""
+        """Why the policy is suspended; the newest reason once it is not any more."""
+        self.alarms = Alarms()
         self.shadow_requests: dict[int, tuple[str, str]] = {}
         """Group and policy of every question to a shadow."""
         self.shadow_breakers = self._new_breakers(settings)
@@ -109,6 +121,8 @@ class Node:
                 self.stored[group] = event
             case Reconfigured(settings, policies):
                 self._reconfigured(settings, policies=policies)
+            case Commanded() | OrdersRestored():
+                obey(self, event)
             case Stopping():
                 self._stopping()
         return self.out
@@ -173,8 +187,10 @@ class Node:
         stored = self.stored.get(hello.group)
         # The ranks of a new life have obeyed nobody yet: only here is it known what was led under.
         led_under = max(stored.term if stored else 0, old.group.term if old else 0)
-        balancer = Balancer(hello, self.settings, stored_term=led_under, now=self.now)
+        kept = old.kept if old else stored
+        balancer = Balancer(hello, self.settings, stored_term=led_under, kept=kept, now=self.now)
         self.balancers[hello.group] = balancer
+        take_orders(balancer, orders_of(self.orders, hello.group))
         return balancer
 
     def _unreachable(self, peer: Peer) -> None:
@@ -227,12 +243,28 @@ class Node:
         self._note("warning", "policy failed", policy=name, outcome=outcome, detail=detail)
         self.out.append(RememberFault(name, outcome, detail))
         if self.breaker.failed():
-            self._note(
-                "error",
-                "policy suspended, hold takes over",
-                policy=name,
-                failures=self.settings.policy.failures_until_suspended,
-            )
+            failures = self.settings.policy.failures_until_suspended
+            self.suspended_for = f"{name}: {failures} failures in a row, the last: {outcome}"
+            self._note("error", SUSPENDED, policy=name, failures=failures)
+
+    def _hold_to_promises(self, balancer: Balancer) -> None:
+        """Suspend a policy whose moves do not bring what they were made for."""
+        limit, gains = self.settings.alarms.losing_cycles, balancer.gains
+        if not limit or gains.broken < limit or not self.breaker.trip():
+            return
+        name = self.settings.policy.name
+        self.suspended_for = (
+            f"{name}: {gains.broken} rebalances of group {balancer.group.name} in a row fell short "
+            f"of their gain, the last with {gains.realised:.4f} of {gains.predicted:.4f}"
+        )
+        self._note("error", SUSPENDED, policy=name, reason=self.suspended_for)
+        self.out.append(RememberFault(name, "gain", self.suspended_for))
+
+    def trust(self) -> None:
+        """Forget what the policy did wrong: it may be asked again."""
+        self.breaker = Breaker(self.settings.policy.failures_until_suspended)
+        for balancer in self.balancers.values():
+            balancer.gains.forgive()
 
     # --- shadows --------------------------------------------------------------------------------
 
@@ -288,7 +320,9 @@ class Node:
             balancer.watch(watched)
             self._ask(balancer)
             self._ask_shadow(balancer)
+            self._hold_to_promises(balancer)
             self._drain(balancer)
+        self.out.extend(self.alarms.look(self, now))
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):
             self.out.append(Stop())
 
@@ -303,10 +337,15 @@ class Node:
         changed = policies or settings.policy != self.settings.policy
         self.settings = settings
         if changed:
-            self.breaker = Breaker(settings.policy.failures_until_suspended)
+            self.trust()
             self.shadow_breakers = self._new_breakers(settings)
         for balancer in self.balancers.values():
             balancer.reconfigure(settings)
+
+    def drain_all(self) -> None:
+        """Take what is to be done for every group."""
+        for balancer in self.balancers.values():
+            self._drain(balancer)
 
     def _drain(self, balancer: Balancer) -> None:
         effects, name = balancer.drain(), balancer.group.name

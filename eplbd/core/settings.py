@@ -27,6 +27,7 @@ class BalanceSettings:
     phase: str = "all"
     max_moves: int = 0
     pause_s: float = 1.0
+    opening: str = "stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,17 @@ class PolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmSettings:
+    """When to say that something is wrong although nothing has failed."""
+
+    no_worker_s: float = 60.0
+    heat_stale_s: float = 60.0
+    epoch_overdue_s: float = 120.0
+    losing_cycles: int = 3
+    kept_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of it."""
 
@@ -90,6 +102,7 @@ class Settings:
     session: SessionSettings = field(default_factory=SessionSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     record: RecordSettings = field(default_factory=RecordSettings)
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
     map: Placement | None = None
     """What mode `static` goes to."""
 

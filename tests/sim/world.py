@@ -36,7 +36,13 @@ from eplbd.core.events import (
 )
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
-from eplbd.core.settings import BalanceSettings, EpochSettings, SessionSettings, Settings
+from eplbd.core.settings import (
+    AlarmSettings,
+    BalanceSettings,
+    EpochSettings,
+    SessionSettings,
+    Settings,
+)
 from tests.sim.rank import SimRank
 from tests.sim.transport import Transport
 
@@ -66,8 +72,10 @@ QUICK = Settings(
         resend_s=0.1,
     ),
     session=SessionSettings(heartbeat_s=0.2, silence_s=1.0),
+    alarms=AlarmSettings(losing_cycles=0),
 )
-"""Everything is accepted and soon over, so that short schedules see whole rebalances."""
+"""Everything is accepted and soon over, so that short schedules see whole rebalances; what is
+proposed is worth nothing, and nobody is suspended for it."""
 
 PATIENT = replace(QUICK, epoch=replace(QUICK.epoch, prepare_timeout_s=9.0, decide_timeout_s=9.0))
 """For schedules in which time passes between any two messages and nobody is to blame for it."""
