@@ -23,13 +23,14 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Mode = Annotated[str, msgspec.Meta(pattern="^0[0-7]{3}$")]
 
 
 class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process: where workers reach it and where it keeps what it must not forget."""
 
     socket: str = "ipc:///run/eplbd/workers.sock"
-    socket_mode: Annotated[str, msgspec.Meta(pattern="^0[0-7]{3}$")] = "0660"
+    socket_mode: Mode = "0660"
     state_dir: Annotated[str, msgspec.Meta(min_length=1)] = "/var/lib/eplbd"
 
 
@@ -38,6 +39,24 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
+
+
+class Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `eplbd top` and other observers read; an empty `socket` is one beside the workers'."""
+
+    enabled: bool = True
+    socket: str = ""
+    socket_mode: Mode = "0660"
+    interval_s: Seconds = 1.0
+    keep_events: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
+
+
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where Prometheus scrapes; there is neither encryption nor a password on that door."""
+
+    enabled: bool = True
+    address: Name = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9476
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,6 +136,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     daemon: Daemon = Daemon()
     log: Log = Log()
+    metrics: Metrics = Metrics()
+    stream: Stream = Stream()
     policy: Policy = Policy()
     plugins: Plugins = Plugins()
     balance: Balance = Balance()
@@ -192,6 +213,17 @@ def load(
     if problems:
         raise ConfigError("\n".join(problems))
     return loaded
+
+
+def beside(daemon: Daemon, socket: str, name: str) -> str:
+    """A socket's endpoint: `socket` as configured, else `name` in the folder of the workers'."""
+    return socket or f"{daemon.socket.rpartition('/')[0]}/{name}"
+
+
+def stream_endpoints(config: Config) -> tuple[str, str]:
+    """Where events are published, and where what was missed is asked for."""
+    events = beside(config.daemon, config.stream.socket, "events.sock")
+    return events, f"{events}.replay"
 
 
 def found(file: Path | None) -> Path | None:
@@ -283,15 +315,7 @@ def _assemble(values: Mapping[tuple[str, ...], object]) -> Config:
 def _contradictions(loaded: Loaded) -> Iterator[str]:
     """What is wrong about values that are each in bounds."""
     epoch, balance, session = loaded.config.epoch, loaded.config.balance, loaded.config.session
-    socket = loaded.config.daemon.socket
-    place = f"{loaded.where('daemon.socket')}: daemon.socket = {socket!r}"
-    if socket.startswith("tcp://"):
-        yield f"{place}: tcp needs CURVE keys, which are not supported yet; use ipc:// and a path"
-    elif not socket.startswith("ipc:///"):
-        yield f"{place}: expected ipc:// followed by an absolute path"
-    elif len(socket.removeprefix("ipc://").encode()) > 107:
-        yield f"{place}: a path longer than 107 bytes does not fit a unix socket's address"
-
+    yield from _endpoints(loaded)
     yield from _modes(loaded)
 
     def clash(one: str, relation: str, other: str, reason: str) -> str:
@@ -316,6 +340,23 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
         if epoch.resend_s >= getattr(epoch, f"{step}_timeout_s"):
             reason = "a lost message would never be sent again"
             yield clash(f"epoch.{step}_timeout_s", "exceed", "epoch.resend_s", reason)
+
+
+def _endpoints(loaded: Loaded) -> Iterator[str]:
+    """What cannot be the address of a unix socket."""
+    daemon, stream = loaded.config.daemon, loaded.config.stream
+    given = [("daemon.socket", daemon.socket, daemon.socket)]
+    if stream.socket:
+        given.append(("stream.socket", stream.socket, stream_endpoints(loaded.config)[1]))
+    for key, socket, longest in given:
+        place = f"{loaded.where(key)}: {key} = {socket!r}"
+        if socket.startswith("tcp://"):
+            hint = "use ipc:// and a path"
+            yield f"{place}: tcp needs CURVE keys, which are not supported yet; {hint}"
+        elif not socket.startswith("ipc:///"):
+            yield f"{place}: expected ipc:// followed by an absolute path"
+        elif len(longest.removeprefix("ipc://").encode()) > 107:
+            yield f"{place}: a path longer than 107 bytes does not fit a unix socket's address"
 
 
 def _modes(loaded: Loaded) -> Iterator[str]:

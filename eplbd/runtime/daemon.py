@@ -23,6 +23,7 @@ from eplbd.config import Config, Loaded
 from eplbd.core import events as e
 from eplbd.core.messages import FromLeader
 from eplbd.core.node import Node, Statistics
+from eplbd.core.overview import overview
 from eplbd.core.placement import Placement
 from eplbd.errors import (
     ConfigError,
@@ -35,9 +36,12 @@ from eplbd.runtime.faults import write_faults
 from eplbd.runtime.fixedmap import load_map
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
+from eplbd.runtime.metrics import Metrics, open_metrics
 from eplbd.runtime.policydesk import PolicyDesk
+from eplbd.runtime.readings import Seen
 from eplbd.runtime.recorder import Recorder, RecorderStatistics, open_recorder
 from eplbd.runtime.store import Store, open_store
+from eplbd.runtime.stream import Stream, StreamStatistics, open_stream
 from eplbd.runtime.systemd import Manager
 from eplbd.runtime.tuning import FIXED, changed_keys, settings_of
 from eplbd.wire.messages import AGENT, LEADER
@@ -61,6 +65,7 @@ class DaemonStatistics:
     link: LinkStatistics
     log: LogStatistics
     recorder: RecorderStatistics
+    stream: StreamStatistics
     steps: int
     slowest_step_s: float
     slowest_event: str
@@ -85,7 +90,9 @@ class Daemon:
         self._manager = Manager(environment)
         self._node = Node(settings_of(loaded.config, load_map(loaded)))
         self._link: Link
+        self._stream: Stream
         self._recorder: Recorder
+        self._metrics: Metrics
         self._desk: PolicyDesk
         self._seqs: OrderedDict[bytes, int] = OrderedDict()
         self._unwritten: dict[str, e.Persist] = {}
@@ -116,7 +123,9 @@ class Daemon:
                 mode=int(daemon.socket_mode, 8),
                 max_message_bytes=self._config.session.max_message_bytes,
             ) as self._link,
+            open_stream(self._config, lambda: overview(self._node)) as self._stream,
             open_recorder(self._config.record, self._log.logger) as self._recorder,
+            open_metrics(self._config.metrics, self._seen) as self._metrics,
         ):
             self._restore(store)
             async with anyio.create_task_group() as tasks:
@@ -144,11 +153,20 @@ class Daemon:
             link=self._link.statistics(),
             log=self._log.statistics(),
             recorder=self._recorder.statistics(),
+            stream=self._stream.statistics(),
             steps=self._steps,
             slowest_step_s=self._slowest_step_s,
             slowest_event=self._slowest_event,
             reload_failed=self._reload_failed,
         )
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus may scrape; empty where it may not."""
+        return self._metrics.url
+
+    def _seen(self, version: str) -> Seen:
+        return Seen(self.statistics(), overview(self._node), version, time.time())
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -160,13 +178,15 @@ class Daemon:
                 self._take(found)
 
     def _begin(self, tasks: TaskGroup, store: Store) -> None:
-        for task in (self._receive, self._tick, self._ping):
+        for task in (self._receive, self._stream.run, self._tick, self._ping):
             tasks.start_soon(task)
         tasks.start_soon(self._reload_when_asked, tasks)
         tasks.start_soon(self._write, store)
         self.ready = True
         self._manager.tell(READY=1, STATUS="serving, no worker yet")
-        self._log.logger.info("serving", socket=self._config.daemon.socket)
+        self._log.logger.info(
+            "serving", socket=self._config.daemon.socket, metrics=self._metrics.url
+        )
 
     async def _stop(self, tasks: TaskGroup) -> None:
         """Close what can be closed in time, and what is settled, write."""
@@ -247,6 +267,8 @@ class Daemon:
     # --- effects out ----------------------------------------------------------------------------
 
     def _perform(self, effect: e.Effect, pending: deque[e.Event]) -> None:
+        self._stream.take(effect)
+        self._metrics.take(effect)
         match effect:
             case e.Send(peer, message):
                 if self._send(peer, message) is Sent.UNREACHABLE:

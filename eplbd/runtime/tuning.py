@@ -28,9 +28,17 @@ FIXED = frozenset(
         "daemon.socket_mode",
         "daemon.state_dir",
         "log.format",
+        "metrics.address",
+        "metrics.enabled",
+        "metrics.port",
         "record.dir",
         "record.max_bytes",
         "session.max_message_bytes",
+        "stream.enabled",
+        "stream.interval_s",
+        "stream.keep_events",
+        "stream.socket",
+        "stream.socket_mode",
     }
 )
 """Keys that are read once: what they decide is bound, locked or agreed upon at the start."""
