@@ -104,6 +104,8 @@ def daemon_config(folder: Path) -> str:
     sections: dict[str, dict[str, object]] = {
         "daemon": {"socket": socket, "state_dir": str(folder / "state")},
         "log": {"level": "info", "format": "json"},
+        # A daemon beside this one may have the port.
+        "metrics": {"enabled": False},
         "balance": {
             "interval_s": 2.0,
             "window_steps": 32,

@@ -51,7 +51,12 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of a real daemon that holds."""
     folder = tmp_path_factory.mktemp("bench")
     endpoint = f"ipc://{folder}/w.sock"
-    options = (f"daemon.socket={endpoint}", f"daemon.state_dir={folder}", "balance.mode=hold")
+    options = (
+        f"daemon.socket={endpoint}",
+        f"daemon.state_dir={folder}",
+        "balance.mode=hold",
+        "metrics.enabled=false",
+    )
     command = [sys.executable, "-m", "eplbd", "serve", "-o", "policy.name=hold"]
     for option in options:
         command += ["-o", option]

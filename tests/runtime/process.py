@@ -23,6 +23,7 @@ def write_config(folder: Path, **keys: object) -> Path:
     given: dict[str, object] = {
         "daemon__socket": f"ipc://{folder}/w.sock",
         "daemon__state_dir": str(folder / "state"),
+        "metrics__enabled": False,
         "policy__name": "hold",
         **keys,
     }

@@ -35,6 +35,7 @@ DAEMON = {
     "epoch.guard_forwards": "1",
     "epoch.stage_timeout_s": "60",
     "transfer.inflation_ceiling": "10",
+    "metrics.enabled": "false",
     "session.silence_s": "30",
 }
 """A server changes its traffic by the hour, this demo twice a minute: all that counts in seconds or
