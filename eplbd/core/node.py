@@ -65,6 +65,8 @@ class Statistics:
     rejected: int
     gaps: int
     repeats: int
+    not_stored: int
+    """Settled placements that the state directory refused."""
     suspended: bool
     shadows_suspended: tuple[str, ...]
 
@@ -116,6 +118,7 @@ class Node:
             case PolicyFailed():
                 self._failed(event)
             case PersistFailed(group, reason):
+                self.counts["not stored"] += 1
                 self._note("error", "placement not stored", group=group, reason=reason)
             case Restored(group):
                 self.stored[group] = event
@@ -374,6 +377,7 @@ class Node:
             rejected=self.counts["rejected"],
             gaps=sum(s.gaps for s in sessions),
             repeats=sum(s.repeats for s in sessions),
+            not_stored=self.counts["not stored"],
             suspended=self.breaker.suspended,
             shadows_suspended=tuple(
                 name for name, breaker in self.shadow_breakers.items() if breaker.suspended

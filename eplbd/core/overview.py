@@ -52,6 +52,7 @@ def overview(node: Node) -> NodeOverview:
         policy=node.settings.policy.name,
         suspended=node.breaker.suspended,
         results=dict(node.results),
+        alarms=node.alarms.active,
         groups=tuple(groups),
     )
 

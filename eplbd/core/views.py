@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from eplbd.core.alarms import Alarm
     from eplbd.core.ledger import LedgerStatistics
     from eplbd.core.totals import Totals
 
@@ -169,4 +170,6 @@ class NodeOverview:
     """Whether the policy failed too often and is not asked any more."""
     results: Mapping[tuple[str, str], int]
     """What came of questions, by policy and outcome."""
+    alarms: tuple[Alarm, ...]
+    """That hold now, in the order of raising."""
     groups: tuple[GroupOverview, ...]

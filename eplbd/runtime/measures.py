@@ -146,6 +146,18 @@ MEASURES: tuple[Measure, ...] = (
         "Writes to the record that the disk refused.",
         lambda s: s.statistics.recorder.failures,
     ),
+    _daemon(
+        "eplbd_persist_failures_total",
+        "Settled placements that the state directory refused; the workers have them.",
+        lambda s: s.statistics.node.not_stored,
+    ),
+    Measure(
+        "eplbd_alarm",
+        ("group", "alarm"),
+        "1 for what the daemon's own watch-dogs found wrong and still is; without a group, 0 for "
+        "every alarm that there may be, or 1 for one of the daemon itself.",
+        r.alarms,
+    ),
     Measure(
         "eplbd_policy_results_total",
         ("policy", "outcome"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from eplbd.core.alarms import AlarmName
 from eplbd.core.events import CycleEnded, EpochEnded, ShadowScored
 from eplbd.core.topology import Link
 from eplbd.core.views import GroupOverview, NodeOverview, RankOverview, RankState
@@ -182,6 +183,13 @@ def states(group: GroupOverview) -> Iterator[Sample]:
     """Ranks by state."""
     states = [rank.state for rank in group.ranks]
     return (((state,), states.count(state)) for state in RankState)
+
+
+def alarms(seen: Seen) -> Iterator[Sample]:
+    """What holds, by group and alarm; the daemon's own have no group."""
+    figures = {("", name.value): 0.0 for name in AlarmName}
+    figures |= {(alarm.group, alarm.name.value): 1.0 for alarm in seen.overview.alarms}
+    yield from figures.items()
 
 
 def refused(seen: Seen) -> dict[str, float]:

@@ -116,6 +116,7 @@ def test_a_rank_that_cannot_be_reached_is_lost_and_one_that_never_came_absent() 
     (fresh,) = overview(node).groups
     states = [rank.state for rank in fresh.ranks]
     assert states == [RankState.GREETING, RankState.ABSENT, RankState.ABSENT]
+    assert overview(node).alarms == ()
     assert fresh.observed_par is None
     assert fresh.ranks[1].last_seen_age_s is None
 
