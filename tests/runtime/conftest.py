@@ -15,11 +15,12 @@ PATIENCE_S = 30.0
 """How long a test waits for what must happen; only a failing test waits so long."""
 
 
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    """Return once `happened`; fail with `what` if it does not."""
+def wait_until(happened: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Return once `happened`; fail with `what` (as it is then, if it is called) if it does not."""
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
-        assert time.monotonic() < deadline, f"did not happen: {what}"
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not happen: {what if isinstance(what, str) else what()}")
         time.sleep(0.005)
 
 

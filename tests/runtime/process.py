@@ -66,14 +66,14 @@ class Process:
 
     def line(self, event: str) -> dict[str, Any]:
         """The newest line of this event, waited for."""
-        wait_until(lambda: event in self.events(), f"{event!r} in the log; {self.story()}")
+        wait_until(lambda: event in self.events(), lambda: f"{event!r} in the log; {self.story()}")
         return next(line for line in reversed(self.lines) if line["event"] == event)
 
     def told(self, word: str, times: int = 1) -> None:
         """Wait until the manager was told something that begins like this."""
         wait_until(
             lambda: sum(said.startswith(word) for said in self.words) >= times,
-            f"{word!r} was told; {self.story()}",
+            lambda: f"{word!r} was told; {self.story()}",
         )
 
     def story(self) -> str:
