@@ -14,6 +14,7 @@ receives at most one expert per rank, and a limit of one expert per rank and epo
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -35,20 +36,26 @@ Chain = list[Unit]
 """Units of which each may commit once those before it have, or with them."""
 
 
-def chains(old: NDArray[np.int32], new: NDArray[np.int32]) -> list[Chain]:
+def chains(
+    old: NDArray[np.int32], new: NDArray[np.int32], spared: Collection[int] = ()
+) -> list[Chain]:
     """Cut the way from `old` to `new`, `[ranks, slots_per_rank]` of one layer, into chains.
 
     `new` is aligned: no rank frees and gains the same expert. Chains are independent of each other;
     the largest units, then the longest chains come first, because they are hardest to fit in.
+    spared: ranks whose replicas do not count, so that every expert is on some other rank all the
+    way; only where that is so at both ends.
     """
     ranks, slots = np.nonzero(old != new)
     if not len(ranks):
         return []
+    kept = old == new
+    kept[list(spared)] = False
     walk = _Walk(
         list(zip(ranks.tolist(), slots.tolist(), strict=True)),
         old[ranks, slots].tolist(),
         new[ranks, slots].tolist(),
-        set(old[old == new].tolist()),
+        set(old[kept].tolist()),
     )
     found = [walk.path(rank, slot) for rank, slot in walk.free]
     while walk.waiting:

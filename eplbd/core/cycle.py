@@ -192,7 +192,8 @@ class Cycle:
         seen = self.orders.seen(current)
         target = self._target(slots, shares, seen, current)
         excess = np.maximum(rank_load(seen, self.judged).mean(axis=0), 0.0)
-        plan = Plan(current, target, self.topology, excess.max(axis=-1) - excess.mean(axis=-1))
+        above = excess.max(axis=-1) - excess.mean(axis=-1)
+        plan = Plan(current, target, self.topology, above, self.orders.drained)
         self.tally.moves = plan.moves
         self.target = target
         if plan.is_empty:
@@ -261,7 +262,8 @@ class Cycle:
         """
         if target.shares is not None and not self.weighted:
             target = Placement(target.slots, target.experts)
-        plan = Plan(current, target, self.topology)
+        spared = () if self.orders.sole(current) else self.orders.drained
+        plan = Plan(current, target, self.topology, spared=spared)
         if plan.is_empty:
             return False
         self.tally = Tally(policy=policy)

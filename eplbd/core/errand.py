@@ -82,25 +82,24 @@ def take_orders(balancer: Balancer, orders: Orders) -> None:
     if cycle is None or group.placement is None:
         return
     cycle.orders, cycle.refused = orders, None
-    hold = orders.hold
-    if hold and (hold.frozen or not cycle.tally.ordered):
-        balancer.revoked = str(hold)
-    elif cycle.stage is Stage.PLANNING and old.drained != orders.drained:
+    if cycle.stage is Stage.PLANNING and old.drained != orders.drained:
         balancer.revoked = "other ranks are drained now"
     elif cycle.stage is Stage.MOVING and cycle.target is not None:
-        balancer.revoked = orders.breach(group.placement, cycle.target)
-    if balancer.revoked:
-        group.give_up(balancer.revoked)
+        balancer.revoked = balancer.revoked or orders.breach(group.placement, cycle.target)
+    halt = _held(cycle, orders) or balancer.revoked
+    if halt:
+        group.give_up(halt)
     balancer.after()
 
 
 def obey(balancer: Balancer, cycle: Cycle, placement: Placement) -> None:
     """End what must not go on, and set out where the operator sends the group."""
-    if balancer.revoked:
-        close(balancer, cycle, balancer.revoked)
-        balancer.revoked = ""
-    hold = balancer.orders.hold
-    if balancer.stopping or (hold and hold.frozen):
+    orders, moving = balancer.orders, cycle.stage in (Stage.PLANNING, Stage.MOVING)
+    halt = _held(cycle, orders) or balancer.revoked
+    balancer.revoked = ""
+    if halt and moving:
+        close(balancer, cycle, halt)
+    if balancer.stopping or (orders.hold and orders.hold.frozen):
         return
     if not balancer.errands.due(cycle, placement, resting=cycle.stage is Stage.RESTING):
         return
@@ -110,6 +109,12 @@ def obey(balancer: Balancer, cycle: Cycle, placement: Placement) -> None:
     balancer.errands.begin(cycle, placement, heat)
     if balancer.errands.refused:
         balancer.group.note("error", "order refused", reason=balancer.errands.refused)
+
+
+def _held(cycle: Cycle, orders: Orders) -> str:
+    """Why what is under way must not go on: a freeze ends all, a pause what policies want."""
+    hold = orders.hold
+    return str(hold) if hold and (hold.frozen or not cycle.tally.ordered) else ""
 
 
 def close(balancer: Balancer, cycle: Cycle, why: str) -> None:

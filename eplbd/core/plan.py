@@ -8,7 +8,7 @@ messages or deadlines.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +123,9 @@ class Plan:
     Shares: layers that get nothing but new shares come first, in one epoch without transfers. Any
     other layer gets the target's with its last epoch; until then an expert whose replicas are
     where they were keeps its shares, and every other one is split evenly over what there is.
+
+    spared: ranks that can be spared at both ends, and on the way: every expert is on some other
+    rank, and where there are shares, those of the spared ranks are nothing.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class Plan:
         target: Placement,
         topology: Topology,
         layer_heat: NDArray[np.generic] | None = None,
+        spared: Collection[int] = (),
     ) -> None:
         _check_shapes(current, target)
         current, target = (
@@ -150,6 +154,7 @@ class Plan:
                 f"plan: layer_heat has shape {heat.shape}, expected ({current.layers},)"
             )
         self._topology = topology
+        self._spared = spared
         self._base = current
         self._current = current
         self._target = target
@@ -230,7 +235,7 @@ class Plan:
         for layer in self._order:
             if layer not in self._pending:
                 old, new = self._current.slots[layer], self._aligned.slots[layer]
-                self._pending[layer] = chains(old, new)
+                self._pending[layer] = chains(old, new, self._spared)
             self._pending[layer] = left = [chain for chain in self._pending[layer] if chain]
             if left:
                 yield layer, left
@@ -284,12 +289,19 @@ class Plan:
             moved[layer, held[layer, rank, slot]] = True
         parts = self._current.parts()[layers]
         index = np.arange(layers.size)[:, None, None]
-        parts = np.where(moved[index, rows], even_parts(rows, experts), parts)
+        parts = np.where(moved[index, rows], self._even(rows), parts)
         # Moves may have brought experts of a rank into another order than the target's.
         wanted = self._target.slots[layers], experts, as_shares(self._target.parts()[layers])
         goal = align(Placement(rows, experts), Placement(*wanted))
         done = (rows == goal.slots).all(axis=(1, 2), keepdims=True)
         return np.where(done, goal.parts(), parts)
+
+    def _even(self, rows: NDArray[np.int32]) -> Parts:
+        """Parts of an even split over the ranks that are not spared."""
+        parts = np.zeros_like(rows)
+        used = [rank for rank in range(rows.shape[1]) if rank not in self._spared]
+        parts[:, used] = even_parts(rows[:, used], self._base.experts)
+        return parts
 
 
 class _Basket:
