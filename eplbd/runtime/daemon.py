@@ -20,6 +20,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from eplbd.config import Config, Loaded
+from eplbd.config import Daemon as DaemonSettings
 from eplbd.core import events as e
 from eplbd.core.messages import FromLeader
 from eplbd.core.node import Node, Statistics
@@ -32,14 +33,15 @@ from eplbd.errors import (
     PolicyError,
     RemoteProtocolError,
 )
-from eplbd.runtime.faults import write_faults
 from eplbd.runtime.fixedmap import load_map
+from eplbd.runtime.keeper import Keeper
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
 from eplbd.runtime.metrics import Metrics, open_metrics
 from eplbd.runtime.policydesk import PolicyDesk
 from eplbd.runtime.readings import Seen
 from eplbd.runtime.recorder import Recorder, RecorderStatistics, open_recorder
+from eplbd.runtime.retention import Retention
 from eplbd.runtime.store import Store, open_store
 from eplbd.runtime.stream import Stream, StreamStatistics, open_stream
 from eplbd.runtime.systemd import Manager
@@ -95,10 +97,7 @@ class Daemon:
         self._metrics: Metrics
         self._desk: PolicyDesk
         self._seqs: OrderedDict[bytes, int] = OrderedDict()
-        self._unwritten: dict[str, e.Persist] = {}
-        self._faults: dict[str, e.RememberFault] = {}
-        self._to_write = anyio.Event()
-        self._written = anyio.Event()
+        self._keeper: Keeper
         self._to_reload = anyio.Event()
         self._stopped = anyio.Event()
         self.ready = False
@@ -117,7 +116,7 @@ class Daemon:
         refused: EplbdError | None = None
         daemon = self._config.daemon
         with (
-            open_store(Path(daemon.state_dir)) as store,
+            open_store(Path(daemon.state_dir), _retention(daemon)) as store,
             open_link(
                 daemon.socket,
                 mode=int(daemon.socket_mode, 8),
@@ -128,6 +127,7 @@ class Daemon:
             open_metrics(self._config.metrics, self._seen) as self._metrics,
         ):
             self._restore(store)
+            self._keeper = Keeper(store, Path(daemon.state_dir), self._log, self._take)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._obey_signals, tasks)
                 self._desk = PolicyDesk(tasks, self._take, self._log.logger)
@@ -138,11 +138,11 @@ class Daemon:
                     refused = error
                     tasks.cancel_scope.cancel()
                 else:
-                    self._begin(tasks, store)
+                    self._begin(tasks)
             if isinstance(refused, PolicyError):
                 name = self._config.policy.name
-                self._faults[name] = e.RememberFault(name, "start", str(refused))
-                await self._write_faults()
+                self._keeper.take(e.RememberFault(name, "start", str(refused)))
+                await self._keeper.write_faults()
         if refused is not None:
             raise refused
 
@@ -176,12 +176,13 @@ class Daemon:
                 self._log.effect(found)
             else:
                 self._take(found)
+        for note in store.tidy():
+            self._log.effect(note)
 
-    def _begin(self, tasks: TaskGroup, store: Store) -> None:
-        for task in (self._receive, self._stream.run, self._tick, self._ping):
+    def _begin(self, tasks: TaskGroup) -> None:
+        for task in (self._receive, self._stream.run, self._keeper.run, self._tick, self._ping):
             tasks.start_soon(task)
         tasks.start_soon(self._reload_when_asked, tasks)
-        tasks.start_soon(self._write, store)
         self.ready = True
         self._manager.tell(READY=1, STATUS="serving, no worker yet")
         self._log.logger.info(
@@ -195,8 +196,7 @@ class Daemon:
         self._take(e.Stopping())
         with anyio.move_on_after(STOP_S) as patience:
             await self._stopped.wait()
-            while self._unwritten or self._faults:
-                await self._written.wait()
+            await self._keeper.finish()
         if patience.cancelled_caught:
             self._log.logger.warning("stopped midway, the workers end the epoch", after_s=STOP_S)
         tasks.cancel_scope.cancel()
@@ -276,12 +276,8 @@ class Daemon:
                     pending.append(e.Unreachable(peer))
             case e.AskPolicy():
                 self._desk.ask(effect)
-            case e.Persist(group):
-                self._unwritten[group] = effect
-                self._to_write.set()
-            case e.RememberFault(policy):
-                self._faults[policy] = effect
-                self._to_write.set()
+            case e.Persist() | e.RememberFault():
+                self._keeper.take(effect)
             case e.EpochEnded(epoch=epoch, outcome=outcome):
                 self._log.effect(effect)
                 workers = self._node.statistics().workers
@@ -309,31 +305,6 @@ class Daemon:
     @property
     def _max_bytes(self) -> int:
         return self._started_with.session.max_message_bytes
-
-    async def _write(self, store: Store) -> None:
-        """Write records one after another; of a group's, only the newest that waits."""
-        while True:
-            await self._to_write.wait()
-            self._to_write = anyio.Event()
-            for group, persist in list(self._unwritten.items()):
-                try:
-                    await anyio.to_thread.run_sync(store.write, persist)
-                except OSError as error:
-                    self._take(e.PersistFailed(group, str(error)))
-                if self._unwritten[group] is persist:
-                    del self._unwritten[group]
-            await self._write_faults()
-            self._written.set()
-            self._written = anyio.Event()
-
-    async def _write_faults(self) -> None:
-        """Keep what the policies did wrong; that it cannot be kept is worth a line, no more."""
-        faults, self._faults = self._faults, {}
-        directory = Path(self._started_with.daemon.state_dir)
-        try:
-            await anyio.to_thread.run_sync(write_faults, directory, faults)
-        except OSError as error:
-            self._log.logger.warning("policy faults not stored", reason=str(error))
 
     # --- reload ---------------------------------------------------------------------------------
 
@@ -371,6 +342,10 @@ class Daemon:
         waiting = FIXED.intersection(changed_keys(self._started_with, config))
         if waiting:
             self._log.logger.warning("settings wait for a restart", keys=sorted(waiting))
+
+
+def _retention(daemon: DaemonSettings) -> Retention:
+    return Retention(max_bytes=daemon.state_max_bytes, keep_days=daemon.state_keep_days)
 
 
 def _about_policies(key: str) -> bool:

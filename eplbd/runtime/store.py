@@ -1,9 +1,9 @@
-"""What a daemon must not forget: per group the newest term, epoch and placement.
+"""What a daemon must not forget: per group the newest term, epoch and placement, and of what model.
 
 Owns the state directory. A record replaces the one before it whole or not at all. Workers hold the
-truth about placements; what only this file knows is the term, so a record that cannot be read costs
-a log line and nothing else. Must not know sockets or the protocol; it blocks, and belongs in a
-thread.
+truth about placements; what only this file knows is the term, and where a group should go back to
+in its next life, so a record that cannot be read costs a log line and nothing else. Must not know
+sockets or the protocol; it blocks, and belongs in a thread.
 
 A record is a magic line, 16 bytes of blake2b over the rest, the length of the header, then the two
 frames of `Record` as the wire's codec makes them.
@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd.core.events import Note, Persist, Restored
+from eplbd.core.opening import Likeness
+from eplbd.core.placement import Placement
 from eplbd.errors import ConfigError, RemoteProtocolError
 from eplbd.runtime.claim import claim
+from eplbd.runtime.retention import Retention, prune
 from eplbd.wholefile import replacing
 from eplbd.wire.codec import Codec
 from eplbd.wire.limits import MAX_MESSAGE_BYTES
@@ -44,6 +47,10 @@ class Record:
     experts: int
     digest: str
     slots: NDArray[np.int32] = field(metadata={"dtype": "int32", "ndim": 3})
+    layout_digest: str = ""
+    """This and what follows: see `Likeness`. Empty in records of older releases."""
+    node_of: tuple[int, ...] = ()
+    phase: str = ""
 
 
 _CODEC = Codec({"record": Record})
@@ -56,18 +63,25 @@ class UnreadableRecordError(ValueError):
 class Store:
     """The state directory. Made by `open_store`; one thread at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, retention: Retention) -> None:
+        self._directory, self._retention = directory, retention
+        self._served: set[Path] = set()
+        """Records of groups that settled in this daemon's life."""
+
+    def tidy(self) -> Iterator[Note]:
+        """Delete what `retention` does not want kept; a note for each file."""
+        yield from prune(self._directory, self._retention, self._served)
 
     def restore(self) -> Iterator[Restored | Note]:
         """What is known of each group; a note for each file that was put aside."""
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             try:
                 record = self._read(path)
+                found = _restored(record)
             except (OSError, UnreadableRecordError) as error:
                 yield self._put_aside(path, error)
             else:
-                yield Restored(record.group, record.term, record.epoch)
+                yield found
 
     def write(self, persist: Persist) -> None:
         """Replace a group's record, and return when it is on the disk.
@@ -75,17 +89,22 @@ class Store:
         Raises:
             OSError: It is not; the record before it is still there.
         """
-        placement = persist.placement
+        placement, likeness = persist.placement, persist.likeness
         record = Record(
             group=persist.group,
             term=persist.term,
             epoch=persist.epoch,
             experts=placement.experts,
             digest=placement.digest,
+            layout_digest=likeness.layout_digest if likeness else "",
+            node_of=likeness.node_of if likeness else (),
+            phase=likeness.phase if likeness else "",
             slots=placement.slots,
         )
-        with replacing(self._path(persist.group)) as file:
+        path = self._path(persist.group)
+        with replacing(path) as file:
             file.write(_pack(record))
+        self._served.add(path)
         _sync_directory(self._directory)
 
     def _read(self, path: Path) -> Record:
@@ -108,6 +127,18 @@ class Store:
         return Note("error", "stored placement refused, taken as absent", fields)
 
 
+def _restored(record: Record) -> Restored:
+    """With its placement where it is known what that is a placement of.
+
+    Whether it can be served is found out by who would go there.
+    """
+    known = record.group, record.term, record.epoch
+    if not record.layout_digest:
+        return Restored(*known)
+    likeness = Likeness(record.layout_digest, record.node_of, record.phase)
+    return Restored(*known, Placement(record.slots, record.experts), likeness)
+
+
 def file_name(text: str) -> str:
     """A name for a file of what a peer calls `text`: of that as much as is harmless, and unique."""
     harmless = re.sub(r"[^A-Za-z0-9_-]", "_", text)[:64]
@@ -116,7 +147,7 @@ def file_name(text: str) -> str:
 
 
 @contextlib.contextmanager
-def open_store(directory: Path) -> Iterator[Store]:
+def open_store(directory: Path, retention: Retention | None = None) -> Iterator[Store]:
     """Hold the state directory while the block runs; made if only it is missing.
 
     Raises:
@@ -131,7 +162,7 @@ def open_store(directory: Path) -> Iterator[Store]:
         ) from error
     lock, purpose = directory / "eplbd.lock", f"the state directory {directory}"
     with claim(lock, purpose=purpose, key="daemon.state_dir"):
-        yield Store(directory)
+        yield Store(directory, retention or Retention())
 
 
 def read_record(path: Path) -> Record:

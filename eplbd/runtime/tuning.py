@@ -13,6 +13,7 @@ import msgspec
 from eplbd.config import Config
 from eplbd.core.placement import Placement
 from eplbd.core.settings import (
+    AlarmSettings,
     BalanceSettings,
     EpochSettings,
     PolicySettings,
@@ -27,6 +28,8 @@ FIXED = frozenset(
         "daemon.socket",
         "daemon.socket_mode",
         "daemon.state_dir",
+        "daemon.state_keep_days",
+        "daemon.state_max_bytes",
         "log.format",
         "metrics.address",
         "metrics.enabled",
@@ -55,6 +58,7 @@ def settings_of(config: Config, fixed: Placement | None = None) -> Settings:
         session=_section(SessionSettings, config.session),
         policy=_section(PolicySettings, config.policy),
         record=_section(RecordSettings, config.record),
+        alarms=_section(AlarmSettings, config.alarms),
         map=fixed,
     )
 

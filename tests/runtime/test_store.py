@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eplbd.core.events import Note, Persist, Restored
+from eplbd.core.opening import Likeness
 from eplbd.core.placement import Placement
 from eplbd.errors import ConfigError
 from eplbd.runtime.store import UnreadableRecordError, open_store, read_record
@@ -48,6 +49,15 @@ def test_what_was_written_is_known_after_a_restart(tmp_path: Path) -> None:
     assert (record.experts, record.digest) == (16, PLACEMENT.digest)
     assert np.array_equal(record.slots, PLACEMENT.slots)
     assert _restored(tmp_path) == [Restored("default", 3, 41)]
+
+
+def test_a_record_says_what_it_is_a_placement_of(tmp_path: Path) -> None:
+    likeness = Likeness("c0ffee", (0, 0, 1, 1), "decode")
+    _stored(tmp_path, Persist("default", 3, 41, PLACEMENT, likeness))
+    (restored,) = _restored(tmp_path)
+    assert isinstance(restored, Restored)
+    assert restored.likeness == likeness
+    assert restored.placement == PLACEMENT
 
 
 def test_the_newest_record_replaces_the_one_before(tmp_path: Path) -> None:
