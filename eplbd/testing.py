@@ -147,7 +147,7 @@ def _settled(problem: Problem, answer: Placement) -> Placement:
 
 
 def _check_budget(problem: Problem, answer: Placement) -> None:
-    moves = int((answer.hosts() & ~problem.current.hosts()).sum())
+    moves = int(answer.moves_from(problem.current).sum())
     budget = problem.budget
     for limit, cost, unit in (
         (budget.moves, moves, "moves"),
@@ -167,7 +167,7 @@ def _check_gain(problem: Problem, answer: Placement) -> None:
     worse = all(b > a * (1 + _SLACK) for a, b in zip(was, now, strict=True))
     figures = f"PAR {was[0]:.4f} before, {now[0]:.4f} after, in sum over the window"
     _require(problem, "gain", not worse, f"makes it worse: {figures}")
-    moves = int((answer.hosts() & ~current.hosts()).sum())
+    moves = int(answer.moves_from(current).sum())
     better = any(b < a * (1 - _SLACK) for a, b in zip(was, now, strict=True))
     nothing = f"moves {moves} experts and gains nothing: {figures}"
     _require(problem, "gain", better or not moves, nothing)

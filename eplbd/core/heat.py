@@ -56,6 +56,6 @@ class Budget:
 
     def allows(self, current: Placement, proposal: Placement) -> bool:
         """Whether the way from `current` to `proposal` needs no more moves and bytes than these."""
-        moves = int((proposal.hosts() & ~current.hosts()).sum())
+        moves = int(proposal.moves_from(current).sum())
         few = self.moves is None or moves <= self.moves
         return few and (self.bytes is None or moves * self.expert_bytes <= self.bytes)

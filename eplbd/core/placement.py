@@ -1,8 +1,8 @@
-"""Which expert each slot holds, and how its tokens are split: placement, checks, derived maps.
+"""Which expert each slot holds, and how its tokens are split: placement, its checks, its load.
 
 Owns `Placement`, `validate` (the only judge of an answer from outside; it rejects, it never
-repairs), `derive_maps` (finished arrays for every rank) and the load and PAR arithmetic. It must
-not know why a placement was chosen or how its weights travel.
+repairs) and the load and PAR arithmetic. It must not know why a placement was chosen, how its
+weights travel, nor the tables that engines read (`maps`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ Slots = NDArray[np.int32]
 """`[layers, ranks, slots_per_rank]` int32, logical expert id of every slot."""
 
 _DIMENSIONS = 3
-_RADIX_LIMIT = 1 << 16
-"""numpy sorts 16-bit integers stably by radix, several times faster than wider ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +130,11 @@ class Placement:
         np.put_along_axis(hosted, self.slots.astype(np.intp), values=True, axis=2)
         return hosted
 
+    def moves_from(self, current: Placement) -> NDArray[np.int64]:
+        """`[layers]` int64 experts newly hosted by a rank, on the way here from `current`."""
+        moves: NDArray[np.int64] = (self.hosts() & ~current.hosts()).sum((1, 2))
+        return moves
+
     def parts(self) -> Parts:
         """`[layers, ranks, slots_per_rank]` int32: the settled shares in parts of `shares.WHOLE`.
 
@@ -160,25 +163,6 @@ class Placement:
         whole = self.parts().copy()
         whole[layers] = even_parts(slots[layers], self.experts) if parts is None else parts
         return Placement.split(slots, self.experts, whole)
-
-
-@dataclass(frozen=True, slots=True)
-class Maps:
-    """Finished tables of all ranks for a set of layers; all int32, C-contiguous and read-only.
-
-    A rank's own tables are `log2phy[rank]` and `expert_map[rank]`, contiguous as they are.
-    """
-
-    replica_count: NDArray[np.int32]
-    """`[n, experts]`."""
-    physical: NDArray[np.int32]
-    """`[n, experts, max_replicas]` global slot ids, ascending, padded with -1."""
-    log2phy: NDArray[np.int32]
-    """`[ranks, n, experts]` the global slot id that a rank routes an expert to: replica `rank %
-    count`, so that source ranks spread evenly over the replicas."""
-    expert_map: NDArray[np.int32]
-    """`[ranks, n, experts]` local slot of the expert at the rank, the lowest where it has several;
-    -1 where it has none."""
 
 
 def validate(
@@ -215,7 +199,7 @@ def validate(
     slots = np.array(array, order="C")
     _check_range(slots, experts)
     slots = slots.astype(np.int32)
-    _check_complete(slots, experts)
+    check_complete(slots, experts)
     if not allow_duplicates:
         _check_duplicates(slots)
     slots.setflags(write=False)
@@ -272,7 +256,8 @@ def _check_range(slots: NDArray[np.integer], experts: int) -> None:
         )
 
 
-def _check_complete(slots: Slots, experts: int) -> None:
+def check_complete(slots: Slots, experts: int) -> None:
+    """Raise PlacementError where a layer of `slots` holds an expert nowhere."""
     missing = count_replicas(slots.reshape(slots.shape[0], -1), experts) == 0
     if missing.any():
         layer, expert = (int(i) for i in np.argwhere(missing)[0])
@@ -312,52 +297,6 @@ def count_replicas(flat: NDArray[np.integer], experts: int) -> NDArray[np.int32]
     n = flat.shape[0]
     keys = (flat + np.arange(n, dtype=np.int64)[:, None] * experts).ravel()
     return np.bincount(keys, minlength=n * experts).reshape(n, experts).astype(np.int32)
-
-
-def derive_maps(placement: Placement, layers: NDArray[np.integer] | None = None) -> Maps:
-    """Derive every rank's tables for `layers` (`[n]` layer indices; None means all).
-
-    Law: every entry of `log2phy` names a slot that holds the expert. Raises PlacementError where an
-    expert has no slot.
-    """
-    chosen = placement.slots if layers is None else placement.slots[layers]
-    n, ranks, per_rank = chosen.shape
-    experts = placement.experts
-    _check_complete(chosen, experts)
-    flat = chosen.reshape(n, ranks * per_rank)
-    counts = count_replicas(flat, experts)
-    physical = _physical(flat, counts)
-
-    # Most experts have one replica, so the shared first one is broadcast and only the rest differ
-    # by rank.
-    log2phy = np.empty((ranks, n, experts), dtype=np.int32)
-    log2phy[:] = physical[:, :, 0]
-    row, expert = np.nonzero(counts > 1)
-    turn = np.arange(ranks)[:, None] % counts[row, expert]
-    log2phy[:, row, expert] = physical[row, expert, turn]
-
-    # Written from the highest local slot down: of duplicates the lowest slot stays.
-    expert_map = np.full((ranks, n, experts), -1, dtype=np.int32)
-    at_rank = np.arange(ranks)
-    at_row = np.arange(n)[:, None]
-    for slot in range(per_rank - 1, -1, -1):
-        expert_map[at_rank, at_row, chosen[:, :, slot]] = slot
-    for array in (counts, physical, log2phy, expert_map):
-        array.setflags(write=False)
-    return Maps(counts, physical, log2phy, expert_map)
-
-
-def _physical(flat: NDArray[np.int32], counts: NDArray[np.int32]) -> NDArray[np.int32]:
-    """`[n, experts, max_replicas]` ascending global slot ids, -1 padded."""
-    n, experts = counts.shape
-    keys = flat.astype(np.uint16) if experts <= _RADIX_LIMIT else flat
-    order = np.argsort(keys, axis=1, kind="stable")
-    held = np.take_along_axis(flat, order, axis=1)
-    start = np.cumsum(counts, axis=1) - counts
-    replica = np.arange(flat.shape[1]) - np.take_along_axis(start, held, axis=1)
-    physical = np.full((n, experts, int(counts.max())), -1, dtype=np.int32)
-    physical[np.arange(n)[:, None], held, replica] = order
-    return physical
 
 
 def rank_load(placement: Placement, heat: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.core.rounds import Col
 from eplbd.core.shares import check_parts, even_parts
 from eplbd.errors import PlacementError

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.maps import derive_maps
+from eplbd.core.placement import Placement
 from eplbd.core.shares import WHOLE, even_parts
 from eplbd.demo.shape import Shape
 from eplbd.errors import LocalProtocolError, TransferError

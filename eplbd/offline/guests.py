@@ -80,7 +80,7 @@ def _judged(proposal: object, topology: Topology, current: Placement, budget: Bu
         experts=current.experts,
         topology=topology,
         layers=current.layers,
-        allow_duplicates=_has_duplicates(current),
+        allow_duplicates=current.has_duplicates,
         shares=proposal.shares,
     )
     moves = moved(current, placed)
@@ -91,12 +91,6 @@ def _judged(proposal: object, topology: Topology, current: Placement, budget: Bu
         if limit is not None and cost > limit:
             raise PlacementError(f"needs {cost} {unit}, allowed are {limit}")
     return placed
-
-
-def _has_duplicates(placement: Placement) -> bool:
-    """Some engines start with an expert twice on a rank; to leave it so is no fault of a policy."""
-    ordered = np.sort(placement.slots, axis=2)
-    return bool((ordered[:, :, 1:] == ordered[:, :, :-1]).any())
 
 
 def invite(

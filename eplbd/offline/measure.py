@@ -109,4 +109,4 @@ def gained(before: list[Loads], after: list[Loads]) -> Gain:
 
 def moved(before: Placement, after: Placement) -> int:
     """Moves between two placements: experts newly hosted by a rank, over all layers."""
-    return int(np.count_nonzero(after.hosts() & ~before.hosts()))
+    return int(after.moves_from(before).sum())

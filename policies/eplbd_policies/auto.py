@@ -43,12 +43,6 @@ DEVIATIONS = 2.36
 """Of the noise that a saving has to exceed: by chance one in 40 does (Student's t, 7 degrees)."""
 
 
-def moves_of(current: Placement, proposal: Placement) -> Ints:
-    """`[L]` experts newly hosted by a rank."""
-    moves: Ints = (proposal.hosts() & ~current.hosts()).sum((1, 2))
-    return moves
-
-
 def noise(saved: Floats) -> Floats:
     """`[L]` standard error of the mean of `saved` `[T, L]`.
 
@@ -80,12 +74,13 @@ class Auto:
         """candidates: names of policies; the first is the one that the others have to beat.
 
         Each has its default options. margin: what another must save at least, as a part of the
-        layer's mean rank load; noise is added. move_cost: what one move counts for in that unit.
+        layer's mean rank load; noise is added. move_cost: what one move on every rank counts for in
+        that unit.
         """
 
         candidates: tuple[str, ...] = ("incremental", "flashlb")
         margin: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.01
-        move_cost: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0005
+        move_cost: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.02
 
         def __post_init__(self) -> None:
             """Refuse what there is not, and what would be asked twice."""
@@ -117,7 +112,7 @@ class Auto:
             if layers.size == current.layers:
                 return proposal
             target = target.with_layers(layers, proposal.slots, proposal.parts())
-        moves, limit = moves_of(current, target), allowed(budget)
+        moves, limit = target.moves_from(current), allowed(budget)
         if limit is None or moves.sum() <= limit:
             return target
         newest = heat.steps[-(len(heat.steps) // HELD_OUT) :]
@@ -138,7 +133,7 @@ class Auto:
         for which, candidate in enumerate(self._candidates):
             proposal = candidate.propose(older, topology, current, budget)
             paid = rank_load(proposal, newest).max(-1) / np.maximum(mean, 1e-9)
-            paid += self._options.move_cost * moves_of(current, proposal)
+            paid += self._options.move_cost / current.ranks * proposal.moves_from(current)
             if which == 0:
                 first = paid
             saved = first - paid

@@ -95,7 +95,7 @@ class FlashLB:
         if not pays.size:
             return current
         target = align(current, current.with_layers(pays, planned[pays]))
-        moves = (target.hosts() & ~current.hosts()).sum((1, 2))
+        moves = target.moves_from(current)
         gain = (before - after)[pays] / np.maximum(moves[pays], 1)
         layers = within(pays[np.argsort(-gain, kind="stable")], moves, budget)
         layers = layers[: self._options.layers or None]

@@ -251,7 +251,7 @@ class Greedy:
         target = align(current, Placement(fresh, current.experts))
         before = rank_load(current, total).max(1)
         gain = before - rank_load(target, total).max(1)
-        moves = (target.hosts() & ~current.hosts()).sum((1, 2))
+        moves = target.moves_from(current)
         pays = (gain > self._options.min_gain * before) & (moves > 0)
         layers = np.flatnonzero(pays)
         layers = layers[np.argsort(-gain[layers] / moves[layers], kind="stable")]

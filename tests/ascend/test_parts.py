@@ -14,8 +14,9 @@ pytest.importorskip("torch")
 
 import torch
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.errors import ConfigError, TransferError
 from eplbd.worker.torch_experts import PlainImages
 from eplbd_vllm.ascend.conditions import of_layers

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from eplbd.core.ledger import Ledger
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import HeatReport
-from eplbd.core.placement import Placement, derive_maps, validate
+from eplbd.core.placement import Placement, validate
 from eplbd.core.plan import EpochPlan, Plan, align
 from eplbd.core.topology import Topology
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from eplbd.core import messages as m
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.maps import derive_maps
+from eplbd.core.placement import Placement
 from tests.worker.ranks import row, work_of
 from tests.worker.waiting import until
 

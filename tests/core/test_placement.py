@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eplbd.core.placement import Placement, derive_maps, par, rank_load, validate
+from eplbd.core.maps import derive_maps
+from eplbd.core.placement import Placement, par, rank_load, validate
 from eplbd.core.topology import Topology
 from eplbd.errors import EplbdError, PlacementError
 from tests.core.arrangements import Group, groups, pairs, placements

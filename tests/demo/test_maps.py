@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.maps import derive_maps
+from eplbd.core.placement import Placement
 from eplbd.core.shares import WHOLE
 from eplbd.demo.maps import ReplicaMaps, spread_of
 from eplbd.demo.shape import Shape

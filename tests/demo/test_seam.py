@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.demo.experts import Experts
 from eplbd.demo.maps import ReplicaMaps
 from eplbd.demo.model import Batch, Counters, Dense, MoeModel

@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Dispatch
-from eplbd.core.placement import Placement, derive_maps, validate
+from eplbd.core.placement import Placement, validate
 from eplbd.demo.experts import Experts
 from eplbd.demo.model import Batch, Dense, normalised
 from eplbd.demo.shape import Shape

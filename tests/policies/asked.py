@@ -81,4 +81,4 @@ def ask(policy: Policy, steps: NDArray[np.integer], current: Placement) -> Place
 
 def moved(current: Placement, answer: Placement) -> float:
     """Experts newly hosted by a rank, mean over layers."""
-    return float((answer.hosts() & ~current.hosts()).sum() / current.layers)
+    return float(answer.moves_from(current).mean())

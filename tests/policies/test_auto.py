@@ -11,7 +11,8 @@ from tests.policies.asked import FREE, ask, counts, fresh, moved, start
 
 STEPS, EXPERTS, RANKS, SLOTS, TOKENS = 256, 32, 8, 5, 20_000
 LAYERS = 8
-MOVE_COST = 0.005
+MOVE_COST = 0.005 * RANKS
+"""Of one on every rank: five thousandths each."""
 FEW_MOVES, STEP_BY_STEP = EITHER = ("swift", "flashlb")
 
 Counts = NDArray[np.int32]
@@ -59,8 +60,8 @@ def paid(placement: Placement, steps: Counts) -> Floats:
 
 def bill(current: Placement, answer: Placement, following: Counts) -> Floats:
     """`[L]` what the next window pays, and the moves on the way."""
-    moves = (answer.hosts() & ~current.hosts()).sum((1, 2))
-    return np.asarray(paid(answer, following) + MOVE_COST * moves)
+    moves = answer.moves_from(current)
+    return np.asarray(paid(answer, following) + MOVE_COST / RANKS * moves)
 
 
 def test_each_layer_goes_to_the_better_one() -> None:

@@ -87,7 +87,7 @@ def test_only_layers_that_gain_move_and_the_most_worthwhile_first() -> None:
     changed = np.flatnonzero((one.slots != current.slots).any((1, 2)))
     total = steps.sum(0)
     gain = par(rank_load(current, total)) - par(rank_load(free, total))
-    per_move = gain / (free.hosts() & ~current.hosts()).sum((1, 2))
+    per_move = gain / free.moves_from(current)
     assert changed.tolist() == [int(per_move.argmax())]
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eplbd.core.placement import Maps, Placement, derive_maps
+from eplbd.core.maps import Maps, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.core.shares import WHOLE, settle
 from eplbd.errors import TransferError
 from eplbd_vllm.schedule import at_turns, rows_of_turns

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.errors import TransferError
 from eplbd.worker.torch_streams import mark_on, reached_within, side_stream
 from eplbd_vllm.schedule import rows_of_turns

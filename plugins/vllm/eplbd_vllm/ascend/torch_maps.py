@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
-from eplbd.core.placement import Placement, derive_maps
+from eplbd.core.placement import Placement
 from eplbd.errors import ConfigError, TransferError
 from eplbd.worker.torch_streams import mark_on, reached_within, side_stream
 from eplbd_vllm.ascend.engine import Adaptor, Layer
