@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,7 @@ from eplbd.core.events import (
 )
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
-from eplbd.core.settings import (
-    AlarmSettings,
-    BalanceSettings,
-    EpochSettings,
-    SessionSettings,
-    Settings,
-)
+from tests.sim.quick import PATIENT, QUICK, TICK_S, Shape
 from tests.sim.rank import SimRank
 from tests.sim.transport import Transport
 
@@ -51,46 +45,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-QUICK = Settings(
-    balance=BalanceSettings(
-        interval_s=0.2,
-        window_steps=16,
-        min_steps=4,
-        par_trigger=0.0,
-        min_gain=-1e9,
-        horizon_s=0.0,
-        pause_s=0.1,
-    ),
-    epoch=EpochSettings(
-        margin_forwards=4,
-        guard_forwards=2,
-        prepare_timeout_s=1.0,
-        stage_timeout_s=2.0,
-        arm_timeout_s=1.0,
-        decide_timeout_s=0.5,
-        settle_timeout_s=1.0,
-        resend_s=0.1,
-    ),
-    session=SessionSettings(heartbeat_s=0.2, silence_s=1.0),
-    alarms=AlarmSettings(losing_cycles=0),
-)
-"""Everything is accepted and soon over, so that short schedules see whole rebalances; what is
-proposed is worth nothing, and nobody is suspended for it."""
+    from eplbd.core.settings import Settings
 
-PATIENT = replace(QUICK, epoch=replace(QUICK.epoch, prepare_timeout_s=9.0, decide_timeout_s=9.0))
-"""For schedules in which time passes between any two messages and nobody is to blame for it."""
-
-TICK_S = 0.05
-
-
-@dataclass
-class Shape:
-    """Size of a simulated group."""
-
-    layers: int = 2
-    experts: int = 5
-    ranks: int = 3
-    slots_per_rank: int = 3
+__all__ = ["PATIENT", "QUICK", "TICK_S", "Shape", "World"]
 
 
 @dataclass
@@ -113,7 +70,7 @@ class World:
         self.limbo: list[tuple[float, deque[Any], Any]] = []
         self.log: list[Effect] = []
         self.counts: Counter[str] = Counter()
-        self.stored: dict[str, tuple[int, int]] = {}
+        self.stored: dict[str, Persist] = {}
         self.lives = self.daemons = 0
         self.terms: dict[tuple[int, int], int] = {}
         self.restart_group()
@@ -144,8 +101,12 @@ class World:
         self.daemons += 1
         self.proposals: deque[AskPolicy] = deque()
         self.feed(Tick(self.now))
-        for group, (term, epoch) in self.stored.items():
-            self.feed(Restored(group, 0 if stale else term, 0 if stale else epoch))
+        for name, kept in self.stored.items():
+            if stale:
+                self.feed(Restored(name, 0, 0))
+            else:
+                known = kept.term, kept.epoch, kept.placement, kept.likeness
+                self.feed(Restored(name, *known))
 
     def kill_daemon(self) -> None:
         """SIGKILL: what was on the way to it is gone; what it had sent may arrive, and late."""
@@ -194,8 +155,8 @@ class World:
                         self.limbo.append((due, self.down[rank], message))
             case AskPolicy():
                 self.proposals.append(effect)
-            case Persist(group, term, epoch, _):
-                self.stored[group] = (term, epoch)
+            case Persist(group):
+                self.stored[group] = effect
             case EpochEnded() | CycleEnded() | Note():
                 self.log.append(effect)
             case _:
