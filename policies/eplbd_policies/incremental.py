@@ -6,23 +6,22 @@ is stuck a fresh placement competes, with its moves. A layer stays as it is unle
 beyond what noise alone would show. The parts are `forecast`, `board`, `search` and `fresh`.
 """
 
-import math
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd import Budget, Heat, Placement, Register, Topology, align, hookimpl
+from eplbd import Budget, Heat, Placement, Register, Topology, align, even_shares, hookimpl
+from eplbd_policies import weighted
 from eplbd_policies.allowance import allowed, within
 from eplbd_policies.board import Floats, Ints, compiled, lay
-from eplbd_policies.forecast import SAMPLES, forecast, sample
 from eplbd_policies.fresh import construct, rename
-from eplbd_policies.search import POWER, Terms, moved, peak, repair
+from eplbd_policies.outlook import Outlook, doubt, look_ahead
+from eplbd_policies.search import Terms, moved, peak, repair
 from eplbd_policies.shake import shake
+from eplbd_policies.weighted import Plan
 
-RISK_LIMIT = 2.0
-"""Beyond it a placement would be all insurance."""
 REACH = 0.04
 """Excess over the mean that a search from a fresh placement can be hoped to leave."""
 LEAST = 2e-4
@@ -35,7 +34,6 @@ DEAREST = 0.1
 STRIDE = 8.0
 """By which it is raised at once at most."""
 
-Planned: TypeAlias = tuple[Ints, Floats, Ints]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Factor = Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)]
 
@@ -46,53 +44,6 @@ class Weights(NamedTuple):
     move_cost: float
     min_gain: float
     caution: float
-    risk: float
-
-
-@compiled
-def judge(heat: Floats, risk: float, level: Floats, weight: Floats) -> float:
-    """Bring the samples `[K, E]` to the forecast level and to a mean rank load of 1, in place.
-
-    weight: `[K]`, out. level: `[E]`, scratch. Returns the tax on uneven shares: with independent
-    relative errors e of experts, the mean of the p-norm over them grows with a load's squares as by
-    (p - 1) / 2 x e^2.
-    """
-    samples, experts = heat.shape
-    error = forecast(heat, level)
-    mean = np.zeros(experts)
-    for k in range(samples):
-        for expert in range(experts):
-            mean[expert] += heat[k, expert] / samples
-    overall = mean.sum() / experts
-    for k in range(samples):
-        weight[k] = 0.0
-        for expert in range(experts):
-            if mean[expert] > 0:
-                heat[k, expert] *= level[expert] / mean[expert]
-            heat[k, expert] += 1e-9 * overall
-            weight[k] += heat[k, expert]
-    total = weight.sum()
-    for k in range(samples):
-        heat[k] /= max(weight[k], 1e-300)
-        weight[k] /= max(total, 1e-300)
-    return min(risk * error * (POWER - 1.0) / 2.0, RISK_LIMIT)
-
-
-@compiled
-def doubt(noise: Floats, slots: Ints, count: Ints, steps: int, mean: float) -> float:
-    """What the hottest rank may carry above the mean by chance alone, relative to the mean.
-
-    noise: `[E]` variance of a step. mean: tokens of the mean rank in a step. The expected maximum
-    of R normal variables is below sqrt(2 ln R) of their deviations.
-    """
-    ranks, per_rank = slots.shape
-    total = 0.0
-    for rank in range(ranks):
-        for slot in range(per_rank):
-            expert = slots[rank, slot]
-            total += noise[expert] / (count[expert] * count[expert])
-    deviation = math.sqrt(total / ranks / steps) / max(mean, 1e-300)
-    return deviation * math.sqrt(2.0 * math.log(max(ranks, 2)))
 
 
 @compiled
@@ -139,44 +90,49 @@ def settle(
 
 
 @compiled
-def plan(
-    heat: Floats,
-    noise: Floats,
-    steps: int,
-    current: Ints,
-    price: Floats,
-    weights: Weights,
-    room: int,
-) -> tuple[Ints, Floats, Ints]:
-    """Plan every layer: slots `[L, R, S]`, relative gains `[L]` and moves `[L]`.
+def threshold(outlook: Outlook, layer: int, weights: Weights, slots: Ints, count: Ints) -> float:
+    """What a layer's peak has to fall by to be touched: more than noise explains, and enough."""
+    mean = outlook.mean[layer]
+    chance = doubt(outlook.noise[layer], slots, count, outlook.steps, mean)
+    return weights.caution * chance + weights.min_gain
 
-    heat: `[L, K, E]`. noise: `[L, E]`. current: `[L, R, S]`. price: `[L, R, E]`.
+
+@compiled
+def plan(outlook: Outlook, price: Floats, weights: Weights, room: int, found: Plan) -> None:
+    """Plan every layer of `found`, which holds what is in force, for even splits.
+
+    price: `[L, R, E]`. room: moves of a layer at most.
     """
-    layers, ranks, _ = current.shape
-    planned = current.copy()
-    gain, moves = np.zeros(layers), np.zeros(layers, np.int64)
-    level, weight = np.empty(heat.shape[2]), np.empty(heat.shape[1])
-    for layer in range(layers):
-        samples = heat[layer].copy()
-        mean = samples.sum() / weight.shape[0] / ranks
-        if mean <= 0:
+    for layer in range(found.moves.shape[0]):
+        if outlook.mean[layer] <= 0:
             continue
-        risk = judge(samples, weights.risk, level, weight)
-        samples *= ranks
-        board = lay(samples, weight, risk, planned[layer], price[layer])
+        heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
+        slots = found.slots[layer].copy()
+        board = lay(heat, weight, risk, slots, price[layer])
         before = peak(board, risk)
-        least = weights.caution * doubt(noise[layer], planned[layer], board.copies, steps, mean)
-        least += weights.min_gain
+        least = threshold(outlook, layer, weights, slots, board.copies)
         if before - 1.0 <= least:
             continue
-        after, needed = settle(
-            samples, weight, risk, price[layer], weights.move_cost, room, planned[layer]
-        )
-        if before - after <= least:
-            planned[layer] = current[layer]
-            continue
-        gain[layer], moves[layer] = before - after, needed
-    return planned, gain, moves
+        after, needed = settle(heat, weight, risk, price[layer], weights.move_cost, room, slots)
+        if before - after > least:
+            found.gain[layer], found.moves[layer] = before - after, needed
+            found.slots[layer] = slots
+
+
+@compiled
+def weigh(
+    outlook: Outlook, price: Floats, weights: Weights, room: int, now: Plan, found: Plan
+) -> None:
+    """Settle every layer of `found`, planned for even splits, with shares, against `now`."""
+    terms = weighted.Terms(weights.move_cost, weights.min_gain, room)
+    for layer in range(found.moves.shape[0]):
+        if outlook.mean[layer] > 0:
+            slots = now.slots[layer]
+            count = np.zeros(outlook.heat.shape[2], np.int64)
+            for expert in slots.ravel():
+                count[expert] += 1
+            least = threshold(outlook, layer, weights, slots, count)
+            weighted.weigh(outlook, layer, price[layer], terms, least, now, found)
 
 
 class Incremental:
@@ -205,8 +161,9 @@ class Incremental:
     def __init__(self, options: Options) -> None:
         self._options = options
         # Compiles, or loads what was compiled: the types and layouts of every later call.
-        small = np.array([[[0, 1], [1, 2]]], np.int32)
-        self._plan(np.ones((1, 1, 3), np.int32), small, Topology.single_node(2, 2), None)
+        small = Placement(np.array([[[0, 1], [1, 2]]], np.int32), 3)
+        steps, topology = np.ones((1, 1, 3), np.int32), Topology.single_node(2, 2)
+        self._plan(steps, topology, small, Budget(None, None, 1.0, 1, weighted=True))
 
     def propose(
         self, heat: Heat, topology: Topology, current: Placement, budget: Budget
@@ -214,47 +171,63 @@ class Incremental:
         """Repair the layers in which it pays, within the budget; the others stay as they are."""
         if current.slots_per_rank > current.experts or not len(heat.steps):
             return current  # some rank would have to hold an expert twice; or nothing was seen
-        planned, gain, moves = self._plan(heat.steps, current.slots, topology, allowed(budget))
-        layers = np.flatnonzero(moves)
-        worth = gain[layers] / moves[layers]
-        layers = within(layers[np.argsort(-worth, kind="stable")], moves, budget)
+        found = self._plan(heat.steps, topology, current, budget)
+        layers = np.flatnonzero(found.gain > 0)
+        worth = found.gain[layers] / np.maximum(found.moves[layers], 0.5)
+        layers = within(layers[np.argsort(-worth, kind="stable")], found.moves, budget)
         if not layers.size:
             return current
-        return align(current, current.with_layers(layers, planned[layers]))
+        if not budget.weighted:
+            return align(current, current.with_layers(layers, found.slots[layers]))
+        slots, share = current.slots.copy(), shares_of(current)
+        slots[layers], share[layers] = found.slots[layers], found.share[layers]
+        return align(current, Placement(slots, current.experts, share.astype(np.float32)))
 
     def _plan(
         self,
         steps: NDArray[np.int32],
-        slots: NDArray[np.int32],
         topology: Topology,
-        limit: int | None,
-    ) -> Planned:
-        options = self._options
-        count, layers, experts = steps.shape
-        heat = np.empty((layers, min(SAMPLES, count), experts))
-        noise = np.empty((layers, experts))
-        sample(np.ascontiguousarray(steps), options.activation, heat, noise)
-        price = prices(slots, experts, topology, options.network_cost)
+        current: Placement,
+        budget: Budget,
+    ) -> Plan:
+        options, ranks = self._options, topology.ranks
+        outlook = look_ahead(steps, ranks, activation=options.activation, risk=options.risk)
+        price = prices(current.hosts(), topology, options.network_cost)
+        now = as_plan(current)
         # Ranks move at the same time, so a layer's transfers last as long as a rank's part of them.
-        cost, current = options.move_cost / topology.ranks, slots.astype(np.int64)
-        room = slots[0].size * len(slots) if limit is None else limit
-        found: Planned | None = None
-        while found is None or (found[2].sum() > room and cost < DEAREST):
-            weights = Weights(cost, options.min_gain, options.caution, options.risk)
-            found = plan(heat, noise, count, current, price, weights, room)
-            over = found[2].sum() / max(room, 1)
+        cost, limit = options.move_cost / ranks, allowed(budget)
+        room = current.slots.size if limit is None else limit
+        found: Plan | None = None
+        while found is None or (found.moves.sum() > room and cost < DEAREST):
+            weights = Weights(cost, options.min_gain, options.caution)
+            found = as_plan(current)
+            plan(outlook, price, weights, room, found)
+            if budget.weighted:
+                weigh(outlook, price, weights, room, now, found)
+            over = found.moves.sum() / max(room, 1)
             cost = max(min(max(over, 2.0), STRIDE) * cost, 1e-4)
         return found
 
 
-def prices(
-    slots: NDArray[np.int32], experts: int, topology: Topology, network_cost: float
-) -> Floats:
-    """`[L, R, E]` price of hosting: 0 on a rank that does, 1 on its node, else `network_cost`."""
-    layers, ranks, _ = slots.shape
-    hosts = np.zeros((layers, ranks, experts), np.bool_)
-    np.put_along_axis(hosts, slots.astype(np.intp), values=True, axis=2)
-    price = np.full((layers, ranks, experts), max(network_cost, 1e-3))
+def shares_of(placement: Placement) -> Floats:
+    """`[L, R, S]` the fraction of its expert's tokens that each slot takes."""
+    share = even_shares(placement) if placement.shares is None else placement.shares
+    return share.astype(np.float64)
+
+
+def as_plan(placement: Placement) -> Plan:
+    """What is in force, as a plan that gains nothing."""
+    layers = placement.layers
+    slots, share = placement.slots.astype(np.int64), shares_of(placement)
+    return Plan(slots, share, np.zeros(layers), np.zeros(layers, np.int64))
+
+
+def prices(hosts: NDArray[np.bool_], topology: Topology, network_cost: float) -> Floats:
+    """`[L, R, E]` price of hosting: 0 on a rank that does, 1 on its node, else `network_cost`.
+
+    hosts: `[L, R, E]`.
+    """
+    price = np.full(hosts.shape, max(network_cost, 1e-3))
     node_of = np.array(topology.node_of)
     for node in np.unique(node_of):
         members = np.flatnonzero(node_of == node)
