@@ -205,11 +205,6 @@ MEASURES: tuple[Measure, ...] = (
         "How long the epoch under way has been under way; 0 between epochs.",
         lambda g: g.epoch_now.age_s if g.epoch_now else 0,
     ),
-    _group(
-        "eplbd_epoch_overdue",
-        "Whether the epoch under way can only wait, and has waited too long.",
-        lambda g: g.epoch_now is not None and g.epoch_now.overdue,
-    ),
     _groups(
         "eplbd_cycles_total",
         "Rebalances that ended.",

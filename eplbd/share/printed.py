@@ -21,6 +21,8 @@ PRINTED: Mapping[str, tuple[str, str]] = {
     "sysusers": ("eplbd.sysusers", "Print the user and group of the daemon, for sysusers.d."),
     "engine": ("engine.conf", "Print a drop-in for the unit of an engine on the host."),
     "container": ("container.conf.in", "Print a drop-in for the Podman unit of an engine."),
+    "alerts": ("alerts.yaml", "Print alert rules for Prometheus."),
+    "dashboard": ("dashboard.json", "Print a dashboard for Grafana."),
 }
 """What to ask for: the file in this folder, and the sentence about it. The text of a file called
 .in has `$words` of this machine; any other is printed as it is."""
