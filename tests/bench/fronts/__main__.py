@@ -38,7 +38,7 @@ def main() -> None:
     rivals = [name for name in SMALL if yardstick is not None and name in yardstick.peers()]
     if yardstick is not None:
         makers |= {name: yardstick.maker(name) for name in rivals}
-    answers = small.answers(makers)
+    answers = [*small.answers(makers), *map(small.with_shares, ours.WEIGHTED)]
     print(tables.of_answers(answers))
     print(tables.of_claims("The optimum", claims.exact(answers, rivals)))
     there = {point.policy for point in ours.points()}

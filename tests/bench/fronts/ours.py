@@ -21,6 +21,8 @@ BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Moves of a plan, as a part of all slots."""
 ALONE = ("auto", "swift", "flashlb", "greedy")
 """Policies that are a single point, where they are installed."""
+WEIGHTED = ("incremental",)
+"""Policies that produce shares."""
 
 Solve = Callable[[NDArray[np.int32], NDArray[np.int64], int, int, "Nodes"], NDArray[np.int64]]
 

@@ -4,17 +4,18 @@ Owns the problems. The optimum comes from exhaustion (`tests.policies.optimum`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eplbd import Placement, rank_load
-from tests.bench.fronts.ours import Nodes, Solve
+from eplbd import Budget, Heat, Placement, Topology, rank_load
+from tests.bench.fronts.ours import DEADLINE_S, Nodes, Point, Solve, new
 from tests.policies.asked import start
 from tests.policies.optimum import optimum
 
 TOY = (600, 560, 120, 120, 20, 10, 10, 10)
 """vllm-ascend's documented example: 8 experts on 8 ranks of 2 slots."""
+WEIGHTED = "toy with shares"
 SHAPES = ((8, 4, 3), (10, 5, 3), (12, 4, 4))
 """Experts, ranks, slots per rank."""
 SIGMAS = (0.7, 1.2)
@@ -68,6 +69,18 @@ def solve(problem: Problem, name: str, make: Callable[[], Solve]) -> Answer:
     except Exception as error:  # noqa: BLE001  # the supervisor of strangers' code
         return Answer(problem, name, float("nan"), type(error).__name__)
     placement = Placement(np.asarray(slots, np.int32), len(problem.loads))
+    return Answer(problem, name, float(rank_load(placement, heat[0]).max()))
+
+
+def with_shares(name: str) -> Answer:
+    """The toy where the engine takes shares: nothing stands between a placement and the mean."""
+    problem = replace(problems()[0], name=WEIGHTED, least=sum(TOY) / 8)
+    heat = np.repeat(np.array(TOY, np.int32)[None, None], 64, axis=0)
+    heat.setflags(write=False)
+    initial = start(1, len(TOY), problem.ranks, problem.slots)
+    topology = Topology.single_node(problem.ranks, problem.slots)
+    budget = Budget(None, None, DEADLINE_S, 1, weighted=True)
+    placement = new(Point(name)).propose(Heat(heat, "all"), topology, initial, budget)
     return Answer(problem, name, float(rank_load(placement, heat[0]).max()))
 
 
