@@ -19,6 +19,7 @@ from eplbd.sections import (
     Alarms,
     Balance,
     Config,
+    Control,
     Daemon,
     Epoch,
     Log,
@@ -29,6 +30,7 @@ from eplbd.sections import (
     Session,
     Stream,
     Transfer,
+    control_endpoint,
     stream_endpoints,
 )
 from eplbd.sources import TABLES, Given, as_list, as_toml, from_env, from_file, from_flags, near
@@ -38,6 +40,7 @@ __all__ = [
     "Alarms",
     "Balance",
     "Config",
+    "Control",
     "Daemon",
     "Epoch",
     "Loaded",
@@ -49,7 +52,9 @@ __all__ = [
     "Session",
     "Stream",
     "Transfer",
+    "adjusted",
     "assigned",
+    "control_endpoint",
     "found",
     "load",
     "shown",
@@ -125,6 +130,24 @@ def load(
     if problems:
         raise ConfigError("\n".join(problems))
     return loaded
+
+
+def adjusted(loaded: Loaded, values: Mapping[str, object], origin: str) -> Loaded:
+    """The configuration with other values of some `section.key`, which came from `origin`.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    tables = msgspec.to_builtins(loaded.config)
+    for name, value in values.items():
+        section, key = name.split(".")
+        tables[section][key] = _convert(Given((section, key), value, origin))
+    origins = {**loaded.origins, **dict.fromkeys(values, origin)}
+    changed = Loaded(msgspec.convert(tables, Config), origins)
+    problems = [*_contradictions(changed)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return changed
 
 
 def found(file: Path | None) -> Path | None:
@@ -245,8 +268,11 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
 
 def _endpoints(loaded: Loaded) -> Iterator[str]:
     """What cannot be the address of a unix socket."""
-    daemon, stream = loaded.config.daemon, loaded.config.stream
+    config = loaded.config
+    daemon, stream, control = config.daemon, config.stream, config.control
     given = [("daemon.socket", daemon.socket, daemon.socket)]
+    if control.socket:
+        given.append(("control.socket", control.socket, control.socket))
     if stream.socket:
         given.append(("stream.socket", stream.socket, stream_endpoints(loaded.config)[1]))
     for key, socket, longest in given:

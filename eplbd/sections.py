@@ -42,6 +42,13 @@ class Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_events: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
 
 
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `eplbd ctl` speaks to; an empty `socket` is one beside the workers'."""
+
+    socket: str = ""
+    socket_mode: Mode = "0600"
+
+
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where Prometheus scrapes; there is neither encryption nor a password on that door."""
 
@@ -140,6 +147,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: Log = Log()
     metrics: Metrics = Metrics()
     stream: Stream = Stream()
+    control: Control = Control()
     policy: Policy = Policy()
     plugins: Plugins = Plugins()
     balance: Balance = Balance()
@@ -159,3 +167,8 @@ def stream_endpoints(config: Config) -> tuple[str, str]:
     """Where events are published, and where what was missed is asked for."""
     events = beside(config.daemon, config.stream.socket, "events.sock")
     return events, f"{events}.replay"
+
+
+def control_endpoint(config: Config) -> str:
+    """Where commands are taken."""
+    return beside(config.daemon, config.control.socket, "control.sock")

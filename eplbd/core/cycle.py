@@ -262,7 +262,8 @@ class Cycle:
         """
         if target.shares is not None and not self.weighted:
             target = Placement(target.slots, target.experts)
-        spared = () if self.orders.sole(current) else self.orders.drained
+        alone = self.orders.sole(current) or self.orders.sole(target)
+        spared = frozenset[int]() if alone else self.orders.drained
         plan = Plan(current, target, self.topology, spared=spared)
         if plan.is_empty:
             return False

@@ -170,12 +170,16 @@ class _Command:
         held = [
             name for name in ([group] if group else [*self.node.orders]) if self._own(name).hold
         ]
-        if not held:
+        suspended, policy = self.node.breaker.suspended, self.node.settings.policy.name
+        if not held and not suspended:
             self._explain_rest()
-            raise ConfigError("nothing is paused or frozen by order")
+            raise ConfigError("nothing is paused or frozen by order, and the policy is asked")
+        if suspended:
+            self.node.trust()
         for name in held:
             self._order(name, replace(self._own(name), hold=None))
-        return "resumed"
+        again = f"; {policy}, which was suspended, is asked again" if suspended else ""
+        return f"resumed{again}"
 
     def _explain_rest(self) -> None:
         """Refuse with what no order can lift, where there is such a thing."""
@@ -201,8 +205,8 @@ class _Command:
             raise ConfigError(f"balance.mode is {balance.mode}: no policy is asked in it")
         if self.node.breaker.suspended:
             raise ConfigError(
-                f"policy {policy} is suspended after failures; promote another, or reload once it "
-                "is mended"
+                f"policy {policy} is suspended ({self.node.suspended_for}); promote another, or "
+                "resume to let it try again"
             )
         least = max(balance.min_steps, 2)
         steps = len(balancer.ledger.since(-1, balance.phase))

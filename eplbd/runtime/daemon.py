@@ -21,11 +21,11 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from eplbd.config import Config, Loaded
 from eplbd.config import Daemon as DaemonSettings
+from eplbd.core import commands as c
 from eplbd.core import events as e
 from eplbd.core.messages import FromLeader
 from eplbd.core.node import Node, Statistics
 from eplbd.core.overview import overview
-from eplbd.core.placement import Placement
 from eplbd.errors import (
     ConfigError,
     EplbdError,
@@ -33,7 +33,7 @@ from eplbd.errors import (
     PolicyError,
     RemoteProtocolError,
 )
-from eplbd.runtime.fixedmap import load_map
+from eplbd.runtime.control import Control, Seams, open_control
 from eplbd.runtime.keeper import Keeper
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
@@ -41,11 +41,14 @@ from eplbd.runtime.metrics import Metrics, open_metrics
 from eplbd.runtime.policydesk import PolicyDesk
 from eplbd.runtime.readings import Seen
 from eplbd.runtime.recorder import Recorder, RecorderStatistics, open_recorder
+from eplbd.runtime.reloading import Reloading
 from eplbd.runtime.retention import Retention
+from eplbd.runtime.saved import read_orders
+from eplbd.runtime.status import document
 from eplbd.runtime.store import Store, open_store
 from eplbd.runtime.stream import Stream, StreamStatistics, open_stream
 from eplbd.runtime.systemd import Manager
-from eplbd.runtime.tuning import FIXED, changed_keys, settings_of
+from eplbd.runtime.tuning import settings_of
 from eplbd.wire.messages import AGENT, LEADER
 
 TICK_S = 0.05
@@ -85,14 +88,13 @@ class Daemon:
         environment: Mapping[str, str],
     ) -> None:
         self._started_with = loaded.config
-        self._config = loaded.config
-        self._loaded = loaded
-        self._read_again = read_again
         self._log = log
+        self._reloading = Reloading(loaded, read_again, log, self._take)
         self._manager = Manager(environment)
-        self._node = Node(settings_of(loaded.config, load_map(loaded)))
+        self._node = Node(settings_of(loaded.config, self._reloading.fixed))
         self._link: Link
         self._stream: Stream
+        self._control: Control
         self._recorder: Recorder
         self._metrics: Metrics
         self._desk: PolicyDesk
@@ -102,7 +104,7 @@ class Daemon:
         self._stopped = anyio.Event()
         self.ready = False
         """Whether everything that was to be done before serving is done."""
-        self._stopping = self._reload_failed = False
+        self._stopping = False
         self._steps = 0
         self._slowest_step_s, self._slowest_event = 0.0, ""
 
@@ -123,6 +125,7 @@ class Daemon:
                 max_message_bytes=self._config.session.max_message_bytes,
             ) as self._link,
             open_stream(self._config, lambda: overview(self._node)) as self._stream,
+            open_control(self._config) as self._control,
             open_recorder(self._config.record, self._log.logger) as self._recorder,
             open_metrics(self._config.metrics, self._seen) as self._metrics,
         ):
@@ -133,7 +136,7 @@ class Daemon:
                 self._desk = PolicyDesk(tasks, self._take, self._log.logger)
                 try:
                     with self._manager.asked_to_wait(tasks):
-                        await self._desk.open(self._loaded)
+                        await self._desk.open(self._reloading.loaded)
                 except (ConfigError, PolicyError) as error:
                     refused = error
                     tasks.cancel_scope.cancel()
@@ -157,7 +160,7 @@ class Daemon:
             steps=self._steps,
             slowest_step_s=self._slowest_step_s,
             slowest_event=self._slowest_event,
-            reload_failed=self._reload_failed,
+            reload_failed=self._reloading.failed,
         )
 
     @property
@@ -178,11 +181,16 @@ class Daemon:
                 self._take(found)
         for note in store.tidy():
             self._log.effect(note)
+        orders, wrong = read_orders(Path(self._config.daemon.state_dir))
+        self._take(c.OrdersRestored(orders))
+        if wrong:
+            self._log.effect(e.Note("error", "orders refused, all is frozen", {"reason": wrong}))
 
     def _begin(self, tasks: TaskGroup) -> None:
         for task in (self._receive, self._stream.run, self._keeper.run, self._tick, self._ping):
             tasks.start_soon(task)
         tasks.start_soon(self._reload_when_asked, tasks)
+        tasks.start_soon(self._control.run, self._seams())
         self.ready = True
         self._manager.tell(READY=1, STATUS="serving, no worker yet")
         self._log.logger.info(
@@ -197,6 +205,7 @@ class Daemon:
         with anyio.move_on_after(STOP_S) as patience:
             await self._stopped.wait()
             await self._keeper.finish()
+            await self._control.finish()
         if patience.cancelled_caught:
             self._log.logger.warning("stopped midway, the workers end the epoch", after_s=STOP_S)
         tasks.cancel_scope.cancel()
@@ -278,6 +287,8 @@ class Daemon:
                 self._desk.ask(effect)
             case e.Persist() | e.RememberFault():
                 self._keeper.take(effect)
+            case c.Answer() | c.Keep() | c.RememberOrders():
+                self._control.take(effect)
             case e.EpochEnded(epoch=epoch, outcome=outcome):
                 self._log.effect(effect)
                 workers = self._node.statistics().workers
@@ -306,50 +317,35 @@ class Daemon:
     def _max_bytes(self) -> int:
         return self._started_with.session.max_message_bytes
 
-    # --- reload ---------------------------------------------------------------------------------
+    # --- reload and control ---------------------------------------------------------------------
+
+    @property
+    def _config(self) -> Config:
+        return self._reloading.loaded.config
 
     async def _reload_when_asked(self, tasks: TaskGroup) -> None:
         while True:
             await self._to_reload.wait()
             self._to_reload = anyio.Event()
-            with self._manager.asked_to_wait(tasks):
-                await self._reload()
+            self._manager.reloading()
+            try:
+                with self._manager.asked_to_wait(tasks):
+                    await self._reloading.reload(self._desk)
+            finally:
+                self._manager.tell(READY=1)
 
-    async def _reload(self) -> None:
-        """Take the configuration anew, whole or not at all."""
-        self._manager.reloading()
-        try:
-            loaded = await anyio.to_thread.run_sync(self._read_again)
-            fixed = await anyio.to_thread.run_sync(load_map, loaded)
-            changed = changed_keys(self._config, loaded.config)
-            if any(map(_about_policies, changed)):
-                await self._desk.open(loaded)
-        except (ConfigError, PolicyError) as error:
-            self._reload_failed = True
-            self._log.effect(e.Note("error", "configuration not reloaded", {"reason": str(error)}))
-        else:
-            self._reload_failed = False
-            self._apply(loaded.config, changed, fixed)
-        finally:
-            self._manager.tell(READY=1)
-
-    def _apply(self, config: Config, changed: list[str], fixed: Placement | None) -> None:
-        self._config = config
-        self._log.set_level(config.log.level)
-        policies = any(map(_about_policies, changed))
-        self._take(e.Reconfigured(settings_of(config, fixed), policies))
-        self._log.logger.info("configuration reloaded", changed=changed)
-        waiting = FIXED.intersection(changed_keys(self._started_with, config))
-        if waiting:
-            self._log.logger.warning("settings wait for a restart", keys=sorted(waiting))
+    def _seams(self) -> Seams:
+        return Seams(
+            take=self._take,
+            adjust=lambda change: self._reloading.adjust(change, self._desk),
+            look=lambda: document(self._stream.snapshot(), self._node.orders),
+            groups=lambda: sorted(self._node.balancers),
+            say=lambda note: self._perform(note, deque()),
+        )
 
 
 def _retention(daemon: DaemonSettings) -> Retention:
     return Retention(max_bytes=daemon.state_max_bytes, keep_days=daemon.state_keep_days)
-
-
-def _about_policies(key: str) -> bool:
-    return key.startswith(("policy.", "plugins."))
 
 
 def serve(read: Callable[[], Loaded], environment: Mapping[str, str]) -> None:

@@ -87,3 +87,32 @@ def _refuse_what_is_not_ours(path: Path, key: str) -> None:
     raise ConfigError(
         f"{key}: something listens on {path} already; stop it, or choose another path"
     )
+
+
+def knock(endpoint: str, key: str, patience_s: float) -> None:
+    """Try an endpoint that is to be connected to: libzmq tries again for ever, without a word.
+
+    Raises:
+        ConfigError: Nobody listens there, or this user may not write to it; `key` names it.
+    """
+    path = path_of(endpoint)
+    here = f"name the socket of the one that is: -o {key}=ipc:///PATH"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(patience_s)
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{key}: there is no {path}: no daemon of this configuration is running; "
+                f"start it (`eplbd serve`), or {here}"
+            ) from None
+        except PermissionError:
+            raise ConfigError(
+                f"{key}: this user may not write to {path}; as {key}_mode says, its owner may, or "
+                "its group; and root"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{key}: nobody listens on {path} ({error.strerror}): the daemon has "
+                f"ended; start it (`eplbd serve`), or {here}"
+            ) from None

@@ -8,7 +8,6 @@ what an event means. Belongs to whoever watches, not to the daemon.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 
 import anyio
@@ -17,7 +16,7 @@ import zmq.asyncio
 
 from eplbd.config import Config, stream_endpoints
 from eplbd.errors import ConfigError
-from eplbd.runtime.endpoint import path_of
+from eplbd.runtime.endpoint import knock
 from eplbd.wire import stream as wire
 
 ANSWER_S = 5.0
@@ -93,7 +92,7 @@ def follow(config: Config) -> Iterator[Follower]:
         raise ConfigError("stream.enabled is false: this daemon tells nothing; set it to true")
     events, replay = stream_endpoints(config)
     for endpoint in (events, replay):
-        _refuse_what_nobody_answers(endpoint)
+        knock(endpoint, "stream.socket", ANSWER_S)
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(zmq.asyncio.Context(io_threads=1))
         subscriber = stack.enter_context(context.socket(zmq.SUB))
@@ -104,27 +103,3 @@ def follow(config: Config) -> Iterator[Follower]:
         subscriber.setsockopt(zmq.SUBSCRIBE, b"")
         subscriber.connect(events)
         yield Follower(context, subscriber, replay)
-
-
-def _refuse_what_nobody_answers(endpoint: str) -> None:
-    """Knock: libzmq itself would try again for ever, without a word."""
-    path = path_of(endpoint)
-    here = "name the socket of the one that is: -o stream.socket=ipc:///PATH"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(ANSWER_S)
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"stream.socket: there is no {path}: no daemon of this configuration is running; "
-                f"start it (`eplbd serve`), or {here}"
-            ) from None
-        except PermissionError:
-            raise ConfigError(
-                f"stream.socket: this user may not write to {path}; join its group, or ask as root"
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"stream.socket: nobody listens on {path} ({error.strerror}): the daemon has "
-                f"ended; start it (`eplbd serve`), or {here}"
-            ) from None

@@ -113,20 +113,23 @@ class Link:
 
 
 @contextlib.contextmanager
-def open_link(endpoint: str, *, mode: int, max_message_bytes: int) -> Iterator[Link]:
+def open_link(
+    endpoint: str, *, mode: int, max_message_bytes: int, key: str = KEY
+) -> Iterator[Link]:
     """Bind `endpoint` (`ipc://` and an absolute path) and hold it while the block runs.
 
     Args:
-        endpoint: Where workers connect.
+        endpoint: Where peers connect.
         mode: Permissions of the socket; connecting takes the right to write.
         max_message_bytes: A frame that is larger disconnects its sender.
+        key: The setting that names the endpoint, for refusals.
 
     Raises:
         ConfigError: Another daemon serves it, something else is in its place, or it cannot be
             bound.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claimed(endpoint, KEY))
+        stack.enter_context(claimed(endpoint, key))
         context = stack.enter_context(zmq.asyncio.Context(io_threads=1))
         router = stack.enter_context(context.socket(zmq.ROUTER))
         router.setsockopt(zmq.LINGER, 0)
@@ -138,5 +141,5 @@ def open_link(endpoint: str, *, mode: int, max_message_bytes: int) -> Iterator[L
         router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
         router.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
-        bind(router, endpoint, mode=mode, key=KEY)
+        bind(router, endpoint, mode=mode, key=key)
         yield Link(router)

@@ -116,6 +116,16 @@ class Stream:
             watched=bool(self._topics),
         )
 
+    def snapshot(self) -> wire.Snapshot:
+        """How everything stands now."""
+        return wire.snapshot(
+            self._look(),
+            at_s=time.time(),
+            up_s=time.monotonic() - self._started,
+            version=self._version,
+            host=self._host,
+        )
+
     # --- who listens ----------------------------------------------------------------------------
 
     async def _hear(self) -> None:
@@ -148,15 +158,7 @@ class Stream:
         """One of this moment's number, and not long ago."""
         now, (made_at, seq) = time.monotonic(), self._snapshot_key
         if now - made_at > min(FRESH_S, self._interval_s / 2) or seq != self._seq:
-            self._snapshot = wire.payload(
-                wire.snapshot(
-                    self._look(),
-                    at_s=time.time(),
-                    up_s=now - self._started,
-                    version=self._version,
-                    host=self._host,
-                )
-            )
+            self._snapshot = wire.payload(self.snapshot())
             self._snapshot_key = now, self._seq
             self._snapshots += 1
         return self._snapshot

@@ -25,6 +25,8 @@ from eplbd.core.settings import (
 
 FIXED = frozenset(
     {
+        "control.socket",
+        "control.socket_mode",
         "daemon.socket",
         "daemon.socket_mode",
         "daemon.state_dir",

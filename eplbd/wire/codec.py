@@ -75,6 +75,10 @@ class Codec(Generic[M]):
         self._by_tag = {tag: _Form(tag, kind) for tag, kind in table.items()}
         self._by_kind = {form.kind: form for form in self._by_tag.values()}
 
+    def tag(self, message: M) -> str:
+        """What the message is called on the wire."""
+        return self._by_kind[type(message)].tag
+
     def encode(
         self, message: M, seq: int, max_bytes: int = MAX_MESSAGE_BYTES
     ) -> list[bytes | memoryview]:
