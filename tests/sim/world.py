@@ -275,14 +275,18 @@ class World:
         if me.forward % 2 == 0 and me.agent.connected:
             self._report_heat(me)
 
+    def heat(self) -> NDArray[np.int32]:
+        """Tokens of every expert in one forward, `[experts]`."""
+        return 1 + np.arange(self.shape.experts, dtype=np.int32) * 3
+
     def _report_heat(self, me: SimRank) -> None:
         """Report the two newest forwards, if both were run under the map in force."""
         digest = me.map.digest
         if self.used.get(me.forward - 1) != digest or me.agent.placement.digest != digest:
             return
-        shape = self.shape
-        heat = 1 + np.arange(shape.experts, dtype=np.int32) * 3
-        counts = np.stack([heat[me.map.slots[:, me.rank]]] * 2).astype(np.int32)
+        held = me.map.slots[:, me.rank]
+        split = self.heat() // np.maximum(me.map.replicas(), 1)
+        counts = np.stack([np.take_along_axis(split, held, axis=1)] * 2).astype(np.int32)
         me.outbox.append(
             m.HeatReport(
                 epoch=me.agent.epoch,
