@@ -61,7 +61,7 @@ $(STAMP): | .make
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt \
-		--group dev -e '.[cpu,offline]' -e policies -e plugins/vllm -e plugins/example-policy
+		--group dev -e '.[cpu,offline,top]' -e policies -e plugins/vllm -e plugins/example-policy
 	@$(BIN)/eplbd check > .make/check.log # compiles the default policy, once
 	@rm -f .venv/.made-*
 	@touch $@

@@ -39,8 +39,8 @@ def main() -> None:
     """Expert-parallel load balancing for mixture-of-experts serving."""
 
 
-def reading(command: Callable[[Callable[[], Loaded]], None]) -> Callable[..., None]:
-    """Give a command `--config` and `-o`, and call it with what reads the configuration."""
+def reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--config` and `-o`, and call it with what reads the configuration first."""
 
     @click.option(
         "--config",
@@ -57,20 +57,20 @@ def reading(command: Callable[[Callable[[], Loaded]], None]) -> Callable[..., No
         help="Override one setting; may be repeated.",
     )
     @functools.wraps(command)
-    def given(file: Path | None, assignments: tuple[str, ...]) -> None:
+    def given(file: Path | None, assignments: tuple[str, ...], **options: object) -> None:
         from eplbd.config import assigned, found, load
 
-        command(lambda: load(found(file), os.environ, assigned(assignments)))
+        command(lambda: load(found(file), os.environ, assigned(assignments)), **options)
 
     return given
 
 
-def configured(command: Callable[[Loaded], None]) -> Callable[..., None]:
-    """Give a command `--config` and `-o`, and call it with what they amount to."""
+def configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--config` and `-o`, and call it with what they amount to first."""
 
     @functools.wraps(command)
-    def loading(read: Callable[[], Loaded]) -> None:
-        command(read())
+    def loading(read: Callable[[], Loaded], **options: object) -> None:
+        command(read(), **options)
 
     return reading(loading)
 
@@ -106,6 +106,20 @@ def check(loaded: Loaded) -> None:
     for seat, ready in anyio.run(start_once, loaded).items():
         role = "shadow" if seat else "policy"
         click.echo(f"{role} {ready.policy} of {ready.distribution} {ready.version} is ready")
+
+
+@main.command()
+@configured
+@click.option("--once", is_flag=True, help="Print one picture as text, and end.")
+def top(loaded: Loaded, *, once: bool) -> None:
+    """Watch a running daemon: load of ranks, epochs, policies, budget; and steer it, by keys.
+
+    Reads the daemon's event stream, on the sockets of the same configuration. Every key that
+    changes something asks for a reason first, and does what `eplbd ctl` would.
+    """
+    from eplbd.top.command import top as run
+
+    run(loaded.config, once=once)
 
 
 @main.command()
