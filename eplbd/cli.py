@@ -6,7 +6,6 @@ configuration, its imports inside. What eplbd raises on purpose ends as one mess
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eplbd.ctl.commands import ctl
+from eplbd.given import configured, reading
 from eplbd.share.command import share
 
 if TYPE_CHECKING:
@@ -39,40 +40,7 @@ def main() -> None:
     """Expert-parallel load balancing for mixture-of-experts serving."""
 
 
-def reading(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config` and `-o`, and call it with what reads the configuration first."""
-
-    @click.option(
-        "--config",
-        "file",
-        envvar="EPLBD_CONFIG",
-        type=click.Path(path_type=Path),
-        help="Configuration file; without it /etc/eplbd/eplbd.toml where there is one.",
-    )
-    @click.option(
-        "-o",
-        "assignments",
-        metavar="SECTION.KEY=VALUE",
-        multiple=True,
-        help="Override one setting; may be repeated.",
-    )
-    @functools.wraps(command)
-    def given(file: Path | None, assignments: tuple[str, ...], **options: object) -> None:
-        from eplbd.config import assigned, found, load
-
-        command(lambda: load(found(file), os.environ, assigned(assignments)), **options)
-
-    return given
-
-
-def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config` and `-o`, and call it with what they amount to first."""
-
-    @functools.wraps(command)
-    def loading(read: Callable[[], Loaded], **options: object) -> None:
-        command(read(), **options)
-
-    return reading(loading)
+main.add_command(ctl)
 
 
 @main.command()

@@ -22,11 +22,15 @@ def load_map(loaded: Loaded) -> Placement | None:
     """
     if not loaded.config.balance.map:
         return None
-    path = Path(loaded.config.balance.map)
     try:
-        return _expert_map(path) if path.suffix == ".json" else load_placement(path)
+        return read_map(Path(loaded.config.balance.map))
     except ConfigError as error:
         raise ConfigError(f"{loaded.where('balance.map')}: balance.map: {error}") from error
+
+
+def read_map(path: Path) -> Placement:
+    """The placement in a file of either format. Raises ConfigError naming the place in it."""
+    return _expert_map(path) if path.suffix == ".json" else load_placement(path)
 
 
 def _expert_map(path: Path) -> Placement:
