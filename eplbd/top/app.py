@@ -103,7 +103,7 @@ class Top(App[str]):
             yield Part("policies", self._policies)
             with Vertical():
                 yield Part("budget", self._of_group(panels.budget_lines))
-                yield Part("notes", lambda w, h: panels.notes_lines(self.history.notes, w, h))
+                yield Part("notes", lambda w, h: panels.notes_lines(self.history, w, h))
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -140,7 +140,7 @@ class Top(App[str]):
             "epochs": panels.epochs_title(group) if group else "epochs",
             "policies": "policies (vs: before, or the group)",
             "budget": "budget",
-            "notes": "notes",
+            "notes": panels.notes_title(self.history.snapshot),
         }
         for part in self.query(Part):
             part.border_title = titles.get(part.id or "")

@@ -17,6 +17,7 @@ from eplbd.top.panels import (
     epochs_title,
     header_lines,
     notes_lines,
+    notes_title,
     policies_lines,
     ranks_lines,
     ranks_title,
@@ -58,7 +59,7 @@ def page(history: History, width: int) -> str:
         lines += map(plain, header_lines(history, group, 0.0, width))
         if snapshot is not None and group is not None:
             lines += _parts(snapshot, group, history.story(group.name), width)
-    lines += _part("notes", notes_lines(history.notes, width, NOTES))
+    lines += _part(notes_title(snapshot), notes_lines(history, width, NOTES))
     return "\n".join(lines) + "\n"
 
 

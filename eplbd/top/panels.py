@@ -7,13 +7,12 @@ where a part stands nor how a tone looks.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from eplbd.core.events import EpochEnded
 from eplbd.core.views import RankOverview
 from eplbd.top.history import History, Story
 from eplbd.top.wording import Line, Span, duration, fitted, left, ratio, right, size, tight
-from eplbd.wire.stream import Group, Noted, Snapshot
+from eplbd.wire.stream import Alarm, Group, Noted, Snapshot
 
 _TONES = {
     "attached": "good", "ready": "good", "settled": "good", "applied": "good",
@@ -211,12 +210,26 @@ def budget_lines(group: Group, width: int, height: int) -> list[Line]:
     return [fitted(line, width) for line in lines[:height]]
 
 
-def notes_lines(notes: Sequence[Noted], width: int, height: int) -> list[Line]:
-    """What else was worth a line of the log, newest first."""
-    newest = list(notes)[-height:][::-1] if height > 0 else []
-    if not newest:
+def notes_title(snapshot: Snapshot | None) -> str:
+    """How many alarms are raised."""
+    count = len(snapshot.alarms) if snapshot else 0
+    return "notes" if not count else f"notes, {count} ALARM" + ("S" if count > 1 else "")
+
+
+def notes_lines(history: History, width: int, height: int) -> list[Line]:
+    """Alarms that hold, then what else was worth a line of the log, newest first."""
+    alarms = history.snapshot.alarms if history.snapshot else ()
+    lines = [_alarm(alarm) for alarm in alarms]
+    lines += map(_note, reversed(history.notes))
+    if not lines:
         return [(Span("nothing to remark", "dim"),)]
-    return [fitted(_note(note), width) for note in newest]
+    return [fitted(line, width) for line in lines[:height]]
+
+
+def _alarm(alarm: Alarm) -> Line:
+    group = f" {alarm.group}" if alarm.group else ""
+    why = f"{group} for {duration(alarm.age_s)}: {alarm.reason}"
+    return Span(f"ALARM {alarm.name}", "bad"), Span(why)
 
 
 def _note(note: Noted) -> Line:

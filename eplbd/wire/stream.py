@@ -43,9 +43,10 @@ _PERCENT = 100
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What every payload has. at_s: seconds since 1970, by the clock of the daemon's machine."""
+    """What every payload has."""
 
     at_s: float
+    """Seconds since 1970, by the clock of the daemon's machine."""
 
 
 class Epoch(Told, frozen=True, kw_only=True, tag="epoch"):
@@ -67,20 +68,16 @@ class Shadow(Told, frozen=True, kw_only=True, tag="shadow"):
 
 
 class Noted(Told, frozen=True, kw_only=True, tag="note"):
-    """Anything else worth a line. level: info, warning or error."""
+    """Anything else that is worth a line of the log."""
 
     level: str
+    """info, warning or error."""
     event: str
     fields: dict[str, object] = {}
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """One EP group; what is not said here is said of the same name in `eplbd.core.views`.
-
-    observed_par, planned_par: per layer; empty where there is none. rank_load: per layer and rank,
-    percent of the layer's mean; empty while there is no heat. epochs, cycles: how many ended since
-    the daemon started, by outcome.
-    """
+    """One EP group; most of it as `eplbd.core.views.GroupOverview` has it, by the same names."""
 
     name: str
     incarnation: str
@@ -105,29 +102,46 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     budget: BudgetOverview
     shadows: tuple[ShadowOverview, ...]
     observed_par: list[float]
+    """Per layer, mean over the window; empty while there is no heat."""
     planned_par: list[float]
+    """Per layer, as the newest accepted plan promised; empty if there was none."""
     rank_load: list[list[int]]
+    """Per layer and rank, percent of the layer's mean; empty while there is no heat."""
     epochs: dict[str, int]
+    """How many ended since the daemon started, by outcome."""
     cycles: dict[str, int]
+    """The same of rebalances."""
+
+
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition that holds and that somebody should look at."""
+
+    name: str
+    group: str
+    """Empty where it concerns the daemon."""
+    reason: str
+    age_s: float
 
 
 class Snapshot(Told, frozen=True, kw_only=True, tag="snapshot"):
-    """How everything stands; its number is that of the newest event it has in it.
-
-    stream: version of these payloads. version: of eplbd. up_s: since the daemon started. policy:
-    the one in charge; suspended: whether it failed too often to be asked. results: what came of
-    questions, by policy and outcome.
-    """
+    """How everything stands."""
 
     stream: int
+    """Version of these payloads."""
     version: str
+    """Of eplbd."""
     host: str
     up_s: float
+    """Since the daemon started."""
     stopping: bool
     policy: str
+    """The one in charge."""
     suspended: bool
+    """Whether it failed too often to be asked."""
     results: dict[str, dict[str, int]]
+    """What came of questions, by policy and outcome."""
     groups: tuple[Group, ...]
+    alarms: tuple[Alarm, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
@@ -168,6 +182,10 @@ def snapshot(seen: NodeOverview, *, at_s: float, up_s: float, version: str, host
         suspended=seen.suspended,
         results=results,
         groups=tuple(map(_group, seen.groups)),
+        alarms=tuple(
+            Alarm(name=held.name, group=held.group, reason=held.reason, age_s=seen.now - held.since)
+            for held in seen.alarms
+        ),
     )
 
 

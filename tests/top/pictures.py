@@ -13,7 +13,7 @@ from eplbd.core.views import (
     ShadowOverview,
 )
 from eplbd.top.history import History
-from eplbd.wire.stream import Cycle, Epoch, Group, Noted, Shadow, Snapshot, Told
+from eplbd.wire.stream import Alarm, Cycle, Epoch, Group, Noted, Shadow, Snapshot, Told
 
 AT_S = 1_700_000_000.0
 HOT_LAYER, HOT_RANK, LOST_RANK = 3, 1, 2
@@ -100,6 +100,10 @@ def snapshot(*groups: Group, at_s: float = AT_S) -> Snapshot:
         suspended=False,
         results={"incremental": {"ok": 11}},
         groups=groups,
+        alarms=(
+            Alarm(name="rank-missing", group="default", reason="rank 2 of 16", age_s=12.5),
+            Alarm(name="latency", group="default", reason="forwards take 1.2 times", age_s=90.0),
+        ),
     )
 
 
