@@ -116,6 +116,7 @@ def prometheus(folder: Path, target: str, rules: Path) -> Iterator[Prometheus]:
         try:
             wait_until(lambda: made.is_ready or process.poll() is not None, "Prometheus answers")
             assert process.poll() is None, (folder / "prometheus.log").read_text()
+            wait_until(lambda: made.values("up") == [1], "the daemon is scraped")
             yield made
         finally:
             process.terminate()
