@@ -248,12 +248,12 @@ def heat() -> None:
 
 
 @heat.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @order
-def dump(loaded: Loaded, *, file: Path, group: str, why: str) -> None:
+def dump(loaded: Loaded, *, path: Path, group: str, why: str) -> None:
     """Write the window of heat to FILE (.npz), as a trace for simulate, diagnose and plot."""
     from eplbd.core.commands import DumpHeat
     from eplbd.ctl.files import dump as write
     from eplbd.wire.control import Dumped
 
-    click.echo(write(file, _ask(loaded, DumpHeat(group), Dumped, why)))
+    click.echo(write(path, _ask(loaded, DumpHeat(group), Dumped, why)))

@@ -29,10 +29,17 @@ Register = dict[tuple[object, ...], Verdict]
 
 
 class Worker:
-    """One rank of a group of two."""
+    """One rank of a group, by default of two."""
 
-    def __init__(self, rank: int, connect: Connect, register: Register, incarnation: str) -> None:
-        self.agent = Agent(rank, PLACEMENT)
+    def __init__(
+        self,
+        rank: int,
+        connect: Connect,
+        register: Register,
+        incarnation: str,
+        initial: Placement = PLACEMENT,
+    ) -> None:
+        self.agent = Agent(rank, initial)
         self.socket: zmq.Socket[bytes] = connect(f"r{rank}.{incarnation}".encode())
         self.register, self.incarnation = register, incarnation
         self.forward = self.seq = 0
@@ -42,6 +49,8 @@ class Worker:
         """Whether the engine takes shares."""
         self.idle = False
         """Whether the engine makes no forward: what is to flip at one does not."""
+        self.hot = 2
+        """The expert that gets a hundred times as many tokens as any other."""
 
     def turn(self) -> None:
         """One forward, with everything that has arrived by then."""
@@ -88,17 +97,18 @@ class Worker:
         self.socket.send_multipart(AGENT.encode(message, self.seq))
 
     def hello(self, term: int) -> m.Hello:
+        initial = self.agent.placement
         return m.Hello(
             wire=m.WIRE_VERSION,
             wire_min=m.WIRE_VERSION_MIN,
             group="default",
             incarnation=self.incarnation,
             rank=self.agent.rank,
-            ranks=PLACEMENT.ranks,
+            ranks=initial.ranks,
             node="here",
-            layers=PLACEMENT.layers,
-            experts=PLACEMENT.experts,
-            slots_per_rank=PLACEMENT.slots_per_rank,
+            layers=initial.layers,
+            experts=initial.experts,
+            slots_per_rank=initial.slots_per_rank,
             term=term,
             expert_bytes=1_000,
             layout_digest="0" * 16,
@@ -120,8 +130,9 @@ class Worker:
         )
 
     def heat(self, steps: int = 16) -> m.HeatReport:
-        """Expert 2 is a hundred times as hot as any other; its replicas share evenly."""
-        tokens = np.array([10, 10, 1_000, 10])
+        """One expert is a hundred times as hot as any other; its replicas share evenly."""
+        tokens = np.full(4, 10)
+        tokens[self.hot] = 1_000
         slots = self.agent.placement.slots
         shares = np.stack([tokens // np.bincount(layer.ravel(), minlength=4) for layer in slots])
         mine = np.take_along_axis(shares, slots[:, self.agent.rank].astype(np.int64), axis=1)
