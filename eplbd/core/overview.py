@@ -41,7 +41,7 @@ more differs in the third digit, and a look is taken on the loop that leads."""
 
 
 def overview(node: Node) -> NodeOverview:
-    """Look at everything; costs about a millisecond per group and 32 ranks."""
+    """Look at everything: a millisecond for 58 layers on 32 ranks, ten on 1,024."""
     groups = (
         _group(balancer, node.totals.get(name, Totals()), node.shadow_breakers, node.now)
         for name, balancer in sorted(node.balancers.items())

@@ -40,8 +40,13 @@ class Metrics(Collector):
     look: what to read the figures from; called on `loop`, with the release.
     """
 
-    def __init__(self, look: Callable[[str], Seen], loop: asyncio.AbstractEventLoop) -> None:
-        self._look, self._loop = look, loop
+    def __init__(
+        self,
+        look: Callable[[str], Seen],
+        loop: asyncio.AbstractEventLoop,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._look, self._loop, self._patience_s = look, loop, patience_s
         self._version = version("eplbd")
         self.url = ""
         """Where it is served; empty if it is not."""
@@ -65,7 +70,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families; called by the server's thread, and fails if the loop does not answer."""
-        seen = asyncio.run_coroutine_threadsafe(self._seen(), self._loop).result(PATIENCE_S)
+        seen = asyncio.run_coroutine_threadsafe(self._seen(), self._loop).result(self._patience_s)
         for measure in MEASURES:
             family = _family(measure)
             for labels, figure in measure.read(seen):

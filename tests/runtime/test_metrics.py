@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -25,7 +27,7 @@ from eplbd.runtime import measures
 from eplbd.runtime.daemon import Daemon
 from eplbd.runtime.log import open_log
 from eplbd.runtime.measures import DECLARED
-from eplbd.runtime.metrics import open_metrics
+from eplbd.runtime.metrics import Metrics, open_metrics
 from eplbd.runtime.readings import Seen
 from tests.runtime.conftest import PATIENCE_S, Connect
 from tests.runtime.process import GUESTS, write_config
@@ -163,6 +165,17 @@ async def test_nothing_listens_where_it_is_not_wanted() -> None:
 async def test_to_be_registered_is_not_to_be_read() -> None:
     with open_metrics(Settings(enabled=False), unseen) as metrics:
         CollectorRegistry().register(metrics)
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_is_stuck_fails_the_scrape_and_a_scrape_holds_up_no_loop() -> None:
+    metrics = Metrics(unseen, asyncio.get_running_loop(), patience_s=0.05)
+    with ThreadPoolExecutor(1) as server:
+        scrape = server.submit(lambda: list(metrics.collect()))
+        with pytest.raises(TimeoutError):
+            scrape.result(PATIENCE_S)  # the loop does nothing else meanwhile
+    with pytest.raises(AssertionError, match="nobody asked"):
+        await anyio.to_thread.run_sync(lambda: list(metrics.collect()))
 
 
 def unseen(_version: str) -> Seen:
