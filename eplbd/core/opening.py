@@ -70,7 +70,8 @@ class Opening:
         how = balance.opening if fresh else "none"
         self._kept = kept if how == "stored" and kept and kept.placement is not None else None
         self._spreads = how != "none"
-        self._even_at = group.now + balance.interval_s
+        self._forward = -1
+        """Of the group, when there was last time to plan."""
         self.assumed = False
         """Whether the newest question was about heat that nobody measured."""
 
@@ -98,10 +99,15 @@ class Opening:
             self._spreads = False
 
     def heat(self, seen: Heat, group: Group) -> Heat:
-        """What to plan on: `seen`, or even heat, once, where none at all has come in time."""
+        """What to plan on: `seen`, or even heat, once, for an engine without traffic.
+
+        That is one of which no heat has come and that ran no forward since the last time. Where
+        forwards go on, what is measured comes soon, and is worth waiting for.
+        """
         if seen.steps.shape[0]:
             self._spreads = False
-        self.assumed = self._spreads and group.now >= self._even_at
+        idle, self._forward = group.forward == self._forward, group.forward
+        self.assumed = self._spreads and idle
         if not self.assumed:
             return seen
         self._spreads = False

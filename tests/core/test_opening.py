@@ -15,6 +15,7 @@ from eplbd.core.placement import Placement, par, rank_load
 from eplbd.core.settings import Settings
 from tests.core.arrangements import holds
 from tests.sim.quick import QUICK
+from tests.sim.rank import SimRank
 from tests.sim.world import World
 
 
@@ -189,6 +190,16 @@ class Idle(Asked):
         return not self.idle and super().may_forward(rank)
 
 
+class Unheard(Idle):
+    """An engine with traffic, of which nothing is heard until `heard`."""
+
+    idle = heard = False
+
+    def _report_heat(self, me: SimRank) -> None:
+        if self.heard:
+            super()._report_heat(me)
+
+
 def test_without_heat_the_policy_is_asked_as_if_it_were_even() -> None:
     world = Idle(seed=5, settings=opening("spread"))
     world.run_until(EVEN)
@@ -200,21 +211,20 @@ def test_without_heat_the_policy_is_asked_as_if_it_were_even() -> None:
     assert par(load).mean() > 1, "the engine's own layout is uneven under it"
 
 
-def test_only_once_and_never_where_heat_has_come() -> None:
+def test_only_once_and_never_where_forwards_go_on() -> None:
     world = Idle(seed=5, settings=opening("spread"))
     world.run_until(EVEN)
     world.run(3000)
     assert len(world.asked) == 1
-    busy = Asked(
-        seed=5,
-        settings=replace(QUICK, balance=replace(QUICK.balance, opening="spread", interval_s=30.0)),
-    )
-    for _ in range(4000):
-        if busy.now > 70:
-            break
-        busy.run(20)
-    assert busy.asked
-    assert not busy.noted(EVEN)
+    balance = replace(QUICK.balance, opening="spread", interval_s=2.0)
+    busy = Unheard(seed=5, settings=replace(QUICK, balance=balance))
+    busy.until(lambda: busy.now > 20)
+    assert not busy.noted(EVEN), "heat is about to come"
+    busy.heard = True
+    busy.until(lambda: bool(busy.asked))
+    busy.heard, busy.idle = False, True
+    busy.until(lambda: busy.now > 60)
+    assert not busy.noted(EVEN), "there has been some"
 
 
 class Moving(Idle):

@@ -20,8 +20,9 @@ def assumed(layers: int, experts: int) -> Heat:
     settings = Settings(balance=BalanceSettings(opening="spread"))
     group = Group(hello, settings, stored_term=0, now=0.0)
     opening = Opening(group, None)
-    group.now = settings.balance.interval_s
-    heat = opening.heat(Heat(np.empty((0, layers, experts), dtype=np.int32), "all"), group)
+    nothing = Heat(np.empty((0, layers, experts), dtype=np.int32), "all")
+    assert opening.heat(nothing, group) is nothing
+    heat = opening.heat(nothing, group)
     assert opening.assumed
     return heat
 

@@ -103,13 +103,26 @@ def test_not_where_the_operator_does_not_want_it(tmp_path: Path, connect: Connec
         stopped(served)
 
 
-def test_without_heat_it_is_taken_to_be_even(tmp_path: Path, connect: Connect) -> None:
+class Idle(Worker):
+    """Of an engine without traffic: it runs no forward until `busy`."""
+
+    busy = False
+
+    def turn(self) -> None:
+        self.forward -= not self.busy
+        super().turn()
+
+
+def test_without_traffic_heat_is_taken_to_be_even(tmp_path: Path, connect: Connect) -> None:
     """Slots 0 1 2 | 3 0 1 are balanced then: it is said, and nothing moves."""
     with daemon(write_config(tmp_path, **QUICK)) as served:
         served.told("READY=1")
-        workers = group(connect)
+        register: Register = {}
+        workers = [Idle(rank, connect, register, "1") for rank in range(2)]
         even = "no heat yet, taken to be even"
         drive(workers, lambda: bool(of(served, even)), "the policy's question was thought of")
+        for worker in workers:
+            worker.busy = True
         heat_until(workers, lambda: of(served, "epoch ended"), "heat that is measured counts")
         assert len(of(served, even)) == 1
         stopped(served)
