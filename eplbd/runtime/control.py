@@ -20,6 +20,7 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from eplbd.config import Config, Loaded, adjusted, control_endpoint
 from eplbd.core import commands as c
@@ -78,12 +79,17 @@ Written: TypeAlias = c.Answer | c.Keep | c.RememberOrders
 class Control:
     """Takes requests, and effects that answer them. Made by `open_control`."""
 
-    def __init__(self, link: Link, state: Path) -> None:
+    def __init__(
+        self,
+        link: Link,
+        state: Path,
+        streams: tuple[MemoryObjectSendStream[Written], MemoryObjectReceiveStream[Written]],
+    ) -> None:
         self._link, self._state = link, state
         self.saved = Saved(state)
         self._open: dict[int, _Open] = {}
         self._number = 0
-        self._write, self._to_write = anyio.create_memory_object_stream[Written](math.inf)
+        self._write, self._to_write = streams
         self._waiting = 0
         self._quiet = anyio.Event()
         self._unkept = ""
@@ -335,10 +341,15 @@ def open_control(config: Config) -> Iterator[Control]:
         ConfigError: Another daemon serves it, something else is in its place, or it cannot be
             bound.
     """
-    with open_link(
-        control_endpoint(config),
-        mode=int(config.control.socket_mode, 8),
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        key="control.socket",
-    ) as link:
-        yield Control(link, Path(config.daemon.state_dir))
+    write, to_write = anyio.create_memory_object_stream[Written](math.inf)
+    with (
+        open_link(
+            control_endpoint(config),
+            mode=int(config.control.socket_mode, 8),
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            key="control.socket",
+        ) as link,
+        write,
+        to_write,
+    ):
+        yield Control(link, Path(config.daemon.state_dir), (write, to_write))
