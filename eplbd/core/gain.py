@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplbd.core.placement import rank_load
+from eplbd.core.cycle import slowest_load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from eplbd.core.assembly import Step
     from eplbd.core.placement import Placement
 
-LOOKED_AT = 64
-"""Steps that are compared, evenly spaced: the sum over them is what counts, and it is made on the
-leader's loop."""
+LOOKED_AT = 32
+"""Steps that are compared, evenly spaced: it is the sum over them that counts, as in the benefit
+test, and it is made on the leader's loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ def _measured(steps: Sequence[Step]) -> float:
 
 
 def _modelled(steps: Sequence[Step], placement: Placement) -> float:
-    return float(sum(rank_load(placement, step.heat).max(axis=-1).sum() for step in steps))
+    """The same, if `placement` had served them and every expert were split as that says."""
+    return slowest_load(placement, np.stack([step.heat for step in steps])) if steps else 0.0
 
 
 def _skew(steps: Sequence[Step], placement: Placement) -> float:
