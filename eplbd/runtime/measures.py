@@ -255,7 +255,7 @@ MEASURES: tuple[Measure, ...] = (
     _groups(
         "eplbd_heat_steps_total",
         "Forwards whose heat came: of all ranks (complete), without tokens (dummy), "
-        "contradicting each other, or never of all ranks (incomplete).",
+        "contradicting each other, or never of all ranks (incomplete); in this term.",
         r.steps,
         "outcome",
     ),
