@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
-import functools
 import io
 import os
 import resource
@@ -19,16 +18,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-import msgspec
-import numpy as np
-
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, LocalProtocolError, PlacementError, PolicyError
 from eplbd.hookspecs import CAPABILITIES, Policy
+from eplbd.making import OptionError, maker, warmed
 from eplbd.plugins import Catalogue, Offer, Plugin, needs_of, selected
-from eplbd.sources import near
 from eplbd.wire.policy import (
     FROM_CHILD,
     MAX_ASK_BYTES,
@@ -99,22 +95,10 @@ class Guest:
     """The chosen policy: made, warmed up, asked; made anew after it has raised."""
 
     def __init__(self, make: Callable[[], Policy], needs: frozenset[str]) -> None:
+        """Raises whatever the policy raises while it is made and warmed up."""
         self._make = make
         self._needs = needs
-        self._policy = make()
-
-    def warm_up(self) -> None:
-        """Propose for a small made-up problem, so that imports and compilation are over with.
-
-        Raises whatever the policy raises.
-        """
-        heat = np.arange(3 * 2 * 8, dtype=np.int32).reshape(3, 2, 8)
-        heat.setflags(write=False)
-        current = Placement.linear(2, 8, 2, 5)
-        weighted = "shares" in self._needs
-        budget = Budget(None, None, deadline_s=30.0, expert_bytes=1, weighted=weighted)
-        self._policy.propose(Heat(heat, "all"), Topology.single_node(2, 5), current, budget)
-        self._policy = self._make()  # what it may remember of that problem is worth nothing
+        self._policy = warmed(make, needs)
 
     def answer(self, ask: Ask) -> Answer | Fault:
         """Ask the policy. Its every way of failing, short of ending the process, is a `Fault`."""
@@ -179,39 +163,19 @@ def _blaming(path: str) -> Iterator[None]:
         raise _RefusalError("", str(error)) from error
 
 
-def _options(offer: Offer, wanted: Open) -> object:
-    """The policy's options as its own struct, or None where it declares none."""
-    declared: type[msgspec.Struct] | None = getattr(offer.policy, "Options", None)
-    fields = msgspec.structs.fields(declared) if declared is not None else ()
-    known = {option.encode_name: option.type for option in fields}
-    for name, value in wanted.options.items():
-        path = f"{wanted.options_key}.{name}"
-        if name not in known:
-            hint = near(name, known) or f"; known: {', '.join(known) or 'none'}"
-            raise _RefusalError(path, f"{path}: `{offer.name}` has no such option{hint}")
-        try:
-            msgspec.convert(value, known[name])
-        except msgspec.ValidationError as error:
-            raise _RefusalError(path, f"{path}: {error}, got {value!r}") from None
-    try:
-        return declared and msgspec.convert(wanted.options, declared)
-    except msgspec.ValidationError as error:  # one is missing, or the struct's own checks
-        reason = f"{wanted.options_key}: `{offer.name}`: {error}"
-        raise _RefusalError(wanted.name_key, reason) from None
-
-
 def _choose(wanted: Open) -> tuple[Offer, Guest]:
     """Load and prepare the policy that the parent named. Raises _RefusalError."""
     with _blaming("plugins.enabled"):
         plugins = selected(wanted.enabled, wanted.modules)
     with _blaming(wanted.name_key):
         offer = Catalogue(plugins).find(wanted.policy)
-    options = _options(offer, wanted)
-    make: Callable[..., Policy] = offer.policy
     try:
-        called = make if options is None else functools.partial(make, options)
-        guest = Guest(called, needs_of(offer.policy))
-        guest.warm_up()
+        make = maker(offer, wanted.options, where=wanted.options_key)
+    except OptionError as error:
+        path = f"{wanted.options_key}.{error.option}" if error.option else wanted.name_key
+        raise _RefusalError(path, str(error)) from None
+    try:
+        guest = Guest(make, needs_of(offer.policy))
     except (Exception, SystemExit) as error:
         trace = _traceback(error)
         reason = f"policy `{offer.name}` of {offer.plugin} cannot start\n{trace}"

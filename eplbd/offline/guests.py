@@ -6,21 +6,18 @@ is a sentence, not a crash. Must not know traces or scores.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import msgspec
-import numpy as np
 
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement, validate
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, PlacementError
 from eplbd.hookspecs import Policy
+from eplbd.making import maker, warmed
 from eplbd.offline.measure import moved
-from eplbd.plugins import Catalogue, Offer, selected
+from eplbd.plugins import Catalogue, needs_of, selected
 from eplbd.sources import near
 
 
@@ -39,6 +36,7 @@ class Guest:
 
     name: str
     make: Callable[[], Policy]
+    needs: frozenset[str] = frozenset()
     _policy: Policy | None = field(default=None, init=False)
 
     def ask(self, heat: Heat, topology: Topology, current: Placement, budget: Budget) -> Answer:
@@ -46,7 +44,7 @@ class Guest:
         started = time.perf_counter()
         try:
             if self._policy is None:
-                self._policy = self._warm()
+                self._policy = warmed(self.make, self.needs)
             started = time.perf_counter()
             proposal: object = self._policy.propose(heat, topology, current, budget)
         except Exception as error:  # noqa: BLE001  # a stranger's code, supervised
@@ -58,15 +56,6 @@ class Guest:
             return Answer(_judged(proposal, topology, current, budget), seconds)
         except PlacementError as error:
             return Answer(current, seconds, str(error))
-
-    def _warm(self) -> Policy:
-        """A policy whose imports and compilation are over with; what it remembers is dropped."""
-        steps = np.arange(3 * 2 * 8, dtype=np.int32).reshape(3, 2, 8)
-        steps.setflags(write=False)
-        budget = Budget(moves=None, bytes=None, deadline_s=30.0, expert_bytes=1)
-        current = Placement.linear(2, 8, 2, 5)
-        self.make().propose(Heat(steps, "all"), Topology.single_node(2, 5), current, budget)
-        return self.make()
 
 
 def _judged(proposal: object, topology: Topology, current: Placement, budget: Budget) -> Placement:
@@ -118,20 +107,7 @@ def invite(
     for name in given:
         if name not in offers:
             raise ConfigError(f"options for `{name}`, which is not simulated{near(name, offers)}")
-    return [Guest(name, _maker(offer, given.get(name, {}))) for name, offer in offers.items()]
-
-
-def _maker(offer: Offer, given: Mapping[str, object]) -> Callable[[], Policy]:
-    make: Callable[..., Policy] = offer.policy
-    declared: type[msgspec.Struct] | None = getattr(offer.policy, "Options", None)
-    known = [one.encode_name for one in msgspec.structs.fields(declared)] if declared else []
-    for option in given:
-        if option not in known:
-            hint = near(option, known) or f"; known: {', '.join(known) or 'none'}"
-            raise ConfigError(f"{offer.name}.{option}: `{offer.name}` has no such option{hint}")
-    if declared is None:
-        return make
-    try:
-        return functools.partial(make, msgspec.convert(dict(given), declared))
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"options of `{offer.name}`: {error}") from error
+    return [
+        Guest(name, maker(offer, given.get(name, {}), where=name), needs_of(offer.policy))
+        for name, offer in offers.items()
+    ]
