@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from eplbd.runtime.status import Document, OrderStatus
 from eplbd.wire.stream import Group
 
-RANKS_NAMED = 8
-"""More ranks than this in trouble are counted, not named."""
+RANKS_NAMED = 7
+"""More ranks than this in one trouble are counted, not named."""
 
 
 def lines(document: Document) -> Iterator[str]:
@@ -39,10 +39,10 @@ def _group(group: Group) -> Iterator[str]:
     attached = [rank for rank in group.ranks if rank.state == "attached"]
     shape = f"{group.layers} layers, {group.experts} experts, {group.slots_per_rank} slots each"
     yield f"  ranks    {len(attached)} of {len(group.ranks)} attached; {shape}"
-    others = [f"{rank.rank} {rank.state}" for rank in group.ranks if rank.state != "attached"]
-    if others:
-        more = f" and {len(others) - RANKS_NAMED} more" if len(others) > RANKS_NAMED else ""
-        yield f"           {', '.join(others[:RANKS_NAMED])}{more}"
+    for trouble in sorted({rank.state for rank in group.ranks} - {"attached"}):
+        there = [str(rank.rank) for rank in group.ranks if rank.state == trouble]
+        more = f" and {len(there) - RANKS_NAMED} more" if len(there) > RANKS_NAMED else ""
+        yield f"           {trouble}: {', '.join(there[:RANKS_NAMED])}{more}"
     if group.observed_par:
         mean = sum(group.observed_par) / len(group.observed_par)
         worst = max(range(len(group.observed_par)), key=group.observed_par.__getitem__)
