@@ -17,8 +17,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "COMMANDS.md"
 OPENING = """\
 # Commands
 
-What `eplbd COMMAND --help` says. The daemon's settings are in [`eplbd.toml`](eplbd.toml), what to do
-with all this in [`OPERATIONS.md`](OPERATIONS.md).
+What `eplbd COMMAND --help` says. The daemon's settings are in [`eplbd.toml`](eplbd.toml), what to
+do with all this in [`OPERATIONS.md`](OPERATIONS.md).
 
 """
 COLUMNS = 100
