@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from eplbd.core.events import CycleEnded, Effect, PolicyAnswered
@@ -33,7 +34,9 @@ def test_realised_par_is_measured_under_the_new_map_alone() -> None:
     world.until(lambda: sum(ended.par_realised > 0 for ended, _ in world.closed) > 3)
     figures = []
     for ended, placement in world.closed:
-        loads = (1 + placement.slots * 3).sum(axis=2)  # as the world's ranks count, in each slot
+        split = world.heat() // placement.replicas()  # as the world's ranks count, in each slot
+        layer = np.arange(placement.layers)[:, None, None]
+        loads = split[layer, placement.slots].sum(axis=2)
         if ended.par_realised:  # else no heat came in time
             assert ended.par_realised == pytest.approx(par(loads).mean())
             figures.append(ended.par_realised)
