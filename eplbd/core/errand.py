@@ -76,8 +76,12 @@ class Errands:
 
 
 def take_orders(balancer: Balancer, orders: Orders) -> None:
-    """Follow these from now on; a plan under way that is against them goes no further."""
-    cycle, group, old, balancer.orders = balancer.cycle, balancer.group, balancer.orders, orders
+    """Follow these from now on; a plan under way that is against them goes no further.
+
+    Ranks that this life of the group does not have are not drained in it.
+    """
+    cycle, group, old = balancer.cycle, balancer.group, balancer.orders
+    orders = balancer.orders = orders.within(group.shape.ranks)
     balancer.errands.refused = ""
     if cycle is None or group.placement is None:
         return

@@ -8,7 +8,7 @@ an order nor how it arrived.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -56,6 +56,10 @@ class Orders:
     hold: Hold | None = None
     pins: frozenset[Pin] = frozenset()
     drained: frozenset[int] = frozenset()
+
+    def within(self, ranks: int) -> Orders:
+        """The same for a group of so many ranks."""
+        return replace(self, drained=frozenset(rank for rank in self.drained if rank < ranks))
 
     def kept(self, ranks: int) -> list[int]:
         """The ranks that are not drained, ascending."""

@@ -343,13 +343,13 @@ def open_control(config: Config) -> Iterator[Control]:
     """
     write, to_write = anyio.create_memory_object_stream[Written](math.inf)
     with (
+        write,
+        to_write,
         open_link(
             control_endpoint(config),
             mode=int(config.control.socket_mode, 8),
             max_message_bytes=MAX_MESSAGE_BYTES,
             key="control.socket",
         ) as link,
-        write,
-        to_write,
     ):
         yield Control(link, Path(config.daemon.state_dir), (write, to_write))

@@ -128,3 +128,25 @@ def test_a_drain_that_cannot_be_is_refused() -> None:
     rows[:] = [[0, 1, 2], [3, 1, 2], [3, 1, 2], [4, 1, 2]]
     refused = world.refused(c.GoTo("", "load", "sole", Placement(rows, 5)))
     assert "leaves expert 0 on no rank but drained ones (0, 3)" in refused
+
+
+def test_ranks_that_the_group_does_not_have_any_more_are_not_drained() -> None:
+    world = led(seed=2, shape=TIGHT)
+    assert world.node is not None
+    world.node.orders["sim"] = Orders(drained=frozenset({2, 3, 9}))
+    world.restart_group()
+    mark = len(world.effects)
+    world.until(lambda: bool(world.notes("order refused")))
+    assert world.node.balancers["sim"].orders.drained == {2, 3}
+    assert "6 slots for 8 experts" in str(world.notes("order refused")[0].fields["reason"])
+    asked = len(world.asks(mark))
+    world.run(2000)
+    assert len(world.asks(mark)) == asked, "nobody plans against an order that does not hold"
+    assert len(world.notes("order refused")) == 1
+    world.told(c.Undrain(2))
+    world.until(lambda: len(world.asks(mark)) > asked)
+
+
+def test_all_ranks_drained_is_an_order_that_cannot_hold() -> None:
+    everywhere = Orders(drained=frozenset(range(4)))
+    assert everywhere.sole(somewhere(1, WIDE)) == (0, 0)
