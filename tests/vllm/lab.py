@@ -30,6 +30,8 @@ RESTLESS: dict[str, object] = {
     "epoch__settle_timeout_s": 60.0,
     "transfer__inflation_ceiling": 100.0,
     "session__silence_s": 60.0,
+    # Any gain counts here, so chance alone would break a promise in two.
+    "alarms__losing_cycles": 0,
 }
 """Epochs of one expert, as soon as the heat changes, on a machine that others may keep busy."""
 
