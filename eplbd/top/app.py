@@ -143,7 +143,9 @@ class Top(App[str]):
             "notes": panels.notes_title(self.history.snapshot),
         }
         for part in self.query(Part):
-            part.border_title = titles.get(part.id or "")
+            title = titles.get(part.id or "")
+            if part.border_title != title:
+                part.border_title = title
             part.refresh()
 
     @property

@@ -22,7 +22,7 @@ from eplbd.top.panels import (
     ranks_lines,
     ranks_title,
 )
-from eplbd.top.wording import Line, plain
+from eplbd.top.wording import Line, cut, plain
 from eplbd.wire.stream import Group, Snapshot
 
 LAYERS, RANKS, EPOCHS, POLICIES, NOTES = 64, 33, 9, 12, 8
@@ -65,7 +65,7 @@ def page(history: History, width: int) -> str:
 
 def _parts(snapshot: Snapshot, group: Group, story: Story, width: int) -> list[str]:
     return [
-        *_part(f"load of ranks: {LEGEND}"[:width], heat_lines(group, story, width, LAYERS)),
+        *_part(f"load of ranks: {LEGEND}", heat_lines(group, story, width, LAYERS)),
         *_part(ranks_title(group), ranks_lines(group, width, min(RANKS, len(group.ranks) + 1))),
         *_part(epochs_title(group), epochs_lines(group, story, width, EPOCHS)),
         *_part("policies", policies_lines(snapshot, group, story, width, POLICIES)),
@@ -74,4 +74,4 @@ def _parts(snapshot: Snapshot, group: Group, story: Story, width: int) -> list[s
 
 
 def _part(title: str, lines: list[Line]) -> list[str]:
-    return ["", f"[{title}]", *map(plain, lines)]
+    return ["", cut(f"[{title}]", NARROWEST), *map(plain, lines)]
