@@ -59,3 +59,24 @@ def test_load_that_has_not_changed_is_not_asked_about_again() -> None:
     world.until(lambda: len(world.of(CycleEnded)) > 1)
     assert {ended.outcome for ended in world.of(CycleEnded)} == {"unchanged"}
     assert world.now - began > 29
+
+
+def test_moves_that_were_too_dear_are_believed_to_be_cheaper_each_time() -> None:
+    """Nothing is measured of moves that are never made."""
+    world = Noted(seed=16)
+    world.until(lambda: bool(world.of(CycleEnded)))
+    assert world.node is not None
+    pacer = world.node.balancers["sim"].pacer
+    pacer.observe(forward_s=1.0, staging_forward_s=2.0)
+    pacer.pace()
+    costs = [pacer.round_cost_s]
+    for _ in range(4):
+        refused = len([e for e in world.of(CycleEnded) if "does not pay" in e.reason])
+        world.until(
+            lambda known=refused: (  # type: ignore[misc]
+                len([e for e in world.of(CycleEnded) if "does not pay" in e.reason]) > known
+            )
+        )
+        costs.append(pacer.round_cost_s)
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < costs[0] / 2

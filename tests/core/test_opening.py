@@ -106,6 +106,21 @@ def test_a_living_daemon_remembers_too() -> None:
     assert events.index("group restarted") < events.index(GOING)
 
 
+def test_a_life_that_goes_on_is_not_turned_back() -> None:
+    """The daemon restarts with a record that is older than what the ranks have settled since."""
+    world = World(seed=3)
+    world.settle()
+    kept = world.stored["sim"]
+    world.stored["sim"] = replace(kept, placement=Placement.linear(2, 5, 3, 3))
+    world.kill_daemon()
+    world.log.clear()
+    world.start_daemon()
+    world.settle()
+    events = [e.event for e in world.log if isinstance(e, Note)]
+    assert "group ready" in events
+    assert GOING not in events
+
+
 def test_where_the_engine_already_stands_there_nothing_moves() -> None:
     past = World(seed=1)
     learned(past)
