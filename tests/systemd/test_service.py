@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -179,6 +180,30 @@ def test_a_group_of_workers_attaches(machine: Machine) -> None:
             each.close()
 
 
+def test_prometheus_is_answered_on_the_loopback(machine: Machine) -> None:
+    configure(machine, HOLD)
+    program = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:9476/metrics").read().decode())
+"""
+    figures = machine.run("python3", "-c", program)
+    assert re.search(r"(?m)^eplbd_build_info\{.*\} 1\.0$", figures)
+    # An alert counts restarts by it, and the daemon sees little of /proc.
+    assert re.search(r"(?m)^process_start_time_seconds \d", figures)
+
+
+def test_root_gives_orders_and_the_group_does_not(machine: Machine) -> None:
+    configure(machine, HOLD)
+    refused = machine.as_user("engine", "eplbd", "ctl", "freeze")
+    assert "Error" in refused
+    assert "control" in refused
+    machine.run("eplbd", "ctl", "freeze", "--why", "a test")
+    machine.run("systemctl", "restart", "eplbd")
+    status = json.loads(machine.run("eplbd", "ctl", "status", "--json"))
+    assert "frozen" in json.dumps(status)
+    machine.run("eplbd", "ctl", "resume")
+
+
 def test_a_reload_is_a_reload_and_a_bad_one_changes_nothing(machine: Machine) -> None:
     configure(machine, HOLD)
     file = machine.root / "etc/eplbd/eplbd.toml"
@@ -213,7 +238,7 @@ def test_systemd_waits_for_a_policy_that_compiles(machine: Machine) -> None:
     configure(
         machine,
         "[policy]\nname = 'compiled'\n[plugins]\nmodules = ['/etc/eplbd/compiled.py']\n",
-        TimeoutStartSec="2s",
+        TimeoutStartSec="12s",
     )
     assert shown(machine, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
     assert len(compiled(machine)) > len(before)
