@@ -30,7 +30,7 @@ import zmq.asyncio
 from eplbd.config import Config, stream_endpoints
 from eplbd.core.events import Effect
 from eplbd.core.views import NodeOverview
-from eplbd.errors import EplbdError
+from eplbd.errors import EplbdError, LocalProtocolError
 from eplbd.runtime.endpoint import bind, claimed
 from eplbd.wire import stream as wire
 
@@ -55,7 +55,7 @@ class StreamStatistics:
     snapshots: int
     answers: int
     refused: int
-    """Questions that were none, and answers that their reader did not take."""
+    """Questions that were none, answers that nobody took, and events that nobody could read."""
     watched: bool
     """Whether anybody subscribes to snapshots."""
 
@@ -90,8 +90,12 @@ class Stream:
         event = wire.told(effect, time.time())
         if event is None:
             return
+        try:
+            body = wire.payload(event)
+        except LocalProtocolError:
+            self._refused += 1  # the log has it; whoever watches does not stop who leads
+            return
         self._seq += 1
-        body = wire.payload(event)
         self._told.append((self._seq, body))
         self._told_bytes += len(body)
         while len(self._told) > self._keep or self._told_bytes > KEPT_BYTES:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eplbd.config import Config, load
+from eplbd.config import Config, load, stream_endpoints
 from eplbd.errors import ConfigError
 from eplbd.sources import locate
 
@@ -219,6 +219,26 @@ def test_a_refusal_names_the_place_and_the_fix(tmp_path: Path, text: str, expect
 def test_a_long_socket_path_is_refused_before_the_system_does(tmp_path: Path) -> None:
     text = f"[daemon]\nsocket = 'ipc:///{'x' * 107}'\n"
     assert "107 bytes" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("socket", "words"),
+    [
+        ("tcp://*:5000", "tcp needs CURVE keys"),
+        ("events.sock", "expected ipc:// followed by an absolute path"),
+        (f"ipc:///{'x' * 100}", "107 bytes"),  # with what its second socket's name adds
+    ],
+)
+def test_the_streams_socket_is_held_to_the_same(tmp_path: Path, socket: str, words: str) -> None:
+    said = refusal(tmp_path, f"[stream]\nsocket = '{socket}'\n")
+    assert "eplbd.toml:2: stream.socket = " in said
+    assert words in said
+
+
+def test_a_stream_without_a_socket_of_its_own_is_beside_the_workers() -> None:
+    config = load(flags={"daemon.socket": "ipc:///somewhere/w.sock"}).config
+    beside = "ipc:///somewhere/events.sock"
+    assert stream_endpoints(config) == (beside, f"{beside}.replay")
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

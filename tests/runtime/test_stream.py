@@ -169,6 +169,19 @@ async def test_what_is_kept_is_bounded_in_bytes_as_well(tmp_path: Path) -> None:
         assert 0 < stream.statistics().kept < 10
 
 
+@pytest.mark.parametrize("value", ["\udcff", 2**70, "x" * (wire.MAX_EVENT_BYTES + 1)])
+async def test_what_cannot_be_told_is_counted_and_leaves_no_gap(
+    tmp_path: Path, value: object
+) -> None:
+    async with telling(config(tmp_path)) as stream:
+        tell(stream, "a")
+        stream.take(Note("info", "strange", {"value": value}))
+        tell(stream, "b")
+        assert stream.statistics().refused == 1
+        with follow(config(tmp_path)) as follower:
+            assert names(await follower.catch_up()) == ["a", "b"]
+
+
 async def test_a_stream_that_is_off_tells_nothing_and_binds_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path, enabled=False)
     async with telling(settings) as stream:
