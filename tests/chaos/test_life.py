@@ -149,7 +149,11 @@ def _stored(lab: Lab, folder: Path) -> None:
 
 
 def test_a_group_is_killed_and_comes_back(lab: Lab) -> None:
-    """In the middle of an epoch; the same daemon takes the next life up, under a later term."""
+    """In the middle of an epoch; the same daemon takes the next life up, under a later term.
+
+    The new ranks start on the engine's own layout, with weights to match; whatever was settled
+    before is gone back to, and every slot holds what the map says.
+    """
     with lab.scenario("a new life of the group"):
         with lab.at(Moment(says(m.Staged), lambda: None, nth=2)):
             before = lab.daemon.line("group gathered")
@@ -161,3 +165,4 @@ def test_a_group_is_killed_and_comes_back(lab: Lab) -> None:
         gathered = lab.daemon.line("group gathered", mark=mark)
         assert gathered["term"] > before["term"]
         assert lab.daemon.line("group ready", mark=mark)["epoch"] == 0
+        assert lab.daemon.line("going back to the stored placement", mark=mark)["moves"] > 0
