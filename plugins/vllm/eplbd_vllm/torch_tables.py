@@ -8,27 +8,21 @@ Addresses never change: a captured graph goes on reading them. It must not know 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
 from eplbd.core.placement import Placement
-from eplbd.errors import TransferError
-from eplbd.worker.torch_streams import mark_on, reached_within, side_stream
 from eplbd_vllm.schedule import rows_of_turns
+from eplbd_vllm.torch_delivery import Delivery
 from eplbd_vllm.upstream import ModelState
 
 _TURNS = 256
 """Entries of a row that are written: shares are met within 1 / 256, and an epoch's maps stay small
 beside the 1,024 entries of the engine's table."""
-
-_PATIENCE_S = 10.0
-"""For bringing a few hundred kilobytes to a device; longer is a fault of that device."""
 
 
 class Tables:
@@ -42,7 +36,7 @@ class Tables:
         self.width = min(width, max(_TURNS, self._held.shape[1]))
         self._rows = self._physical[:, :, : self.width]
         device = self._physical.device
-        self._side, self._written = side_stream(device), mark_on(device)
+        self._delivery = Delivery(device, "maps")
         self._new_layers = torch.zeros(layers, dtype=torch.int64, device=device)
         self._new_rows = torch.zeros(layers, experts, self.width, dtype=torch.int64, device=device)
         self._new_count = torch.zeros(layers, experts, dtype=torch.int64, device=device)
@@ -82,7 +76,7 @@ class Tables:
             (self._new_count[:n], length.astype(np.int64)),
             (self._new_held[:n], slots.reshape(n, -1).astype(np.int64)),
         )
-        self._bring(parts)
+        self._delivery.bring(parts)
 
         def write() -> None:
             index, rows, count, held = (there for there, _ in parts)
@@ -91,17 +85,6 @@ class Tables:
                 self._rows.index_copy_(0, index, rows)
                 self._count.index_copy_(0, index, count)
                 self._held.index_copy_(0, index, held)
-                self._written.record()
+                self._delivery.read()
 
         return write
-
-    def _bring(self, parts: tuple[tuple[Tensor, NDArray[np.int64]], ...]) -> None:
-        """Copy to the device and wait for it: on the stager's thread, beside the forward."""
-        arrived = mark_on(self._physical.device)
-        with self._side:
-            self._written.hold_back()  # the buffers' last contents are read by then
-            for there, here in parts:
-                there.copy_(torch.from_numpy(here), non_blocking=True)
-            arrived.record()
-        if not reached_within(arrived, monotonic() + _PATIENCE_S):
-            raise TransferError(f"maps: not on the device within {_PATIENCE_S} s")

@@ -11,7 +11,6 @@ Written from vllm-ascend's sources after release 0.23; no release that has it wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -24,11 +23,8 @@ from eplbd.core.messages import Prepare
 from eplbd.core.placement import Placement
 from eplbd.errors import TransferError
 from eplbd.worker.stager import Engine
-from eplbd.worker.torch_streams import mark_on, reached_within, side_stream
 from eplbd_vllm.schedule import at_turns, rows_of_turns
-
-_PATIENCE_S = 10.0
-"""For bringing a megabyte per layer to a device; longer is a fault of that device."""
+from eplbd_vllm.torch_delivery import Delivery
 
 
 class LayerState(Protocol):
@@ -56,7 +52,7 @@ class RoutingTables:
         self._maps, self._rank, self._width = maps, rank, width
         self._tables = [_table(index, layer) for index, layer in enumerate(layers)]
         device = self._tables[0].device
-        self._side, self._written = side_stream(device), mark_on(device)
+        self._delivery = Delivery(device, "routing tables")
         self._new = torch.zeros(
             (len(layers), *self._tables[0].shape), dtype=torch.int32, device=device
         )
@@ -74,14 +70,15 @@ class RoutingTables:
         write_maps = self._maps.stage_maps(prepare)
         changed: list[int] = prepare.layers.tolist()
         new = self._new[: len(changed)]
-        self._bring(new, self._rows(prepare.physical, prepare.replica_count, prepare.parts))
+        rows = self._rows(prepare.physical, prepare.replica_count, prepare.parts)
+        self._delivery.bring([(new, rows)])
 
         def write() -> None:
             write_maps()
             with torch.inference_mode():
                 for row, layer in enumerate(changed):
                     self._tables[layer].copy_(new[row], non_blocking=True)
-            self._written.record()
+            self._delivery.read()
 
         return write
 
@@ -93,16 +90,6 @@ class RoutingTables:
     ) -> NDArray[np.int32]:
         rows, length = rows_of_turns(physical, replica_count, parts, self._width)
         return at_turns(rows, length, self._rank + np.arange(self._new.shape[1]))
-
-    def _bring(self, there: Tensor, rows: NDArray[np.int32]) -> None:
-        """Copy to the device and wait for it: on the stager's thread, beside the forward."""
-        arrived = mark_on(there.device)
-        with self._side:
-            self._written.hold_back()  # the buffer's last contents are read by then
-            there.copy_(torch.from_numpy(rows), non_blocking=True)
-            arrived.record()
-        if not reached_within(arrived, monotonic() + _PATIENCE_S):
-            raise TransferError(f"routing tables: not on the device within {_PATIENCE_S} s")
 
 
 def _table(index: int, layer: LayerState) -> Tensor:
