@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -23,6 +24,10 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tests.ascend import stubs
 from tests.ascend.control import Report, Setting
+
+if TYPE_CHECKING:
+    from eplbd_vllm.torch_guest import Guest
+    from tests.ascend.engine import Engine
 
 MEETING = timedelta(seconds=60)
 SERVE_S = 60.0
@@ -55,8 +60,10 @@ def serve(setting: Setting) -> Report:
     """Attach, run forwards, come to a common end."""
     from torch.distributed.distributed_c10d import _get_default_store
 
-    from eplbd_vllm.ascend import entry, torch_guest
+    from eplbd_vllm.ascend import entry, torch_engine
+    from eplbd_vllm.ascend.torch_maps import Maps
     from eplbd_vllm.settings import Settings
+    from eplbd_vllm.torch_guest import Guest
     from tests.ascend.audit import Audit
     from tests.ascend.engine import Engine
 
@@ -64,28 +71,17 @@ def serve(setting: Setting) -> Report:
     settings = Settings(setting.socket, "tiny", "auto", 2)
     store = PrefixStore(f"case{setting.number}", _get_default_store())
     # A process serves one engine only; here, each case has a part of the store to itself.
-    vars(torch_guest)["_get_default_store"] = lambda: store
+    vars(torch_engine)["_get_default_store"] = lambda: store
     audit = Audit(engine)
     with ExitStack() as stack:
         stack.callback(end, engine)
         guest, complaint = entry.invite(engine.worker, settings)
         if guest is None:
             return Report(setting.rank, complaint=complaint, retired=audit.retired())
-        assert isinstance(guest, torch_guest.Guest)
+        assert isinstance(guest, Guest)
         stack.callback(guest.leave)
-        deadline = time.monotonic() + SERVE_S
-        going, epoch = torch.ones(1), 0
-        while going.item():
-            began = time.monotonic()
-            guest.before_forward()
-            engine.forward()
-            guest.after_forward(64, dummy=False, phase=0)
-            assert guest._agent is not None  # noqa: SLF001 - it is attached
-            epoch = guest._agent.machine.epoch  # noqa: SLF001
-            going.fill_(epoch < setting.epochs and began < deadline)
-            dist.all_reduce(going)
-            time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
-        assert guest.maps is not None
+        epoch = forwards(setting, engine, guest)
+        assert isinstance(guest.maps, Maps)
         assert guest.executor is not None
         placement = guest.maps.placement
         return Report(
@@ -99,6 +95,23 @@ def serve(setting: Setting) -> Report:
             recorded=audit.recorded(guest.leave),
             wrong=[*audit.wrong, *audit.maps(placement), *audit.addresses()],
         )
+
+
+def forwards(setting: Setting, engine: Engine, guest: Guest) -> int:
+    """Run them until every rank has come through its epochs, or time is up; epochs of this one."""
+    deadline = time.monotonic() + SERVE_S
+    going, epoch = torch.ones(1), 0
+    while going.item():
+        began = time.monotonic()
+        guest.before_forward()
+        engine.forward()
+        guest.after_forward(64, dummy=False, phase=0)
+        assert guest.agent is not None
+        epoch = guest.agent.machine.epoch
+        going.fill_(epoch < setting.epochs and began < deadline)
+        dist.all_reduce(going)
+        time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
+    return epoch
 
 
 def end(engine: object) -> None:

@@ -89,6 +89,8 @@ class TestHeat:
     def test_each_step_is_what_its_forward_added(self) -> None:
         layers = [layer(), layer()]
         heat = Heat(layers)
+        assert layers[0].multi_stage, "nothing is changed before the ranks agree"
+        heat.take(layers)
         assert not layers[0].multi_stage
         layers[0].moe_load.add_(torch.tensor([1, 2, 3]))
         layers[1].moe_load.add_(torch.tensor([0, 0, 9]))

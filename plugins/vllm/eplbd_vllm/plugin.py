@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from eplbd_vllm import conditions, hooks
 from eplbd_vllm.ascend import entry as ascend
+from eplbd_vllm.faults import sentence
 from eplbd_vllm.settings import disabled, from_environment
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def register() -> None:
     try:
         _register()
     except Exception as error:  # noqa: BLE001 - a supervisor: the engine serves without us
-        log.warning(_PLAIN, _sentence(error))
+        log.warning(_PLAIN, sentence(error))
 
 
 def _register() -> None:
@@ -71,7 +72,7 @@ def invite(worker: Worker) -> Visitor | None:
     try:
         return _invite(worker)
     except Exception as error:  # noqa: BLE001 - a supervisor: the engine serves without us
-        _say(worker, _sentence(error))
+        _say(worker, sentence(error))
         return None
 
 
@@ -98,10 +99,10 @@ def _invite(worker: Worker) -> Visitor | None:
         return None
     from vllm.distributed.parallel_state import get_ep_group
 
-    from eplbd_vllm.torch_guest import Guest
+    from eplbd_vllm.torch_upstream import guest_of
 
     settings = from_environment(os.environ)
-    guest = Guest(worker, model, settings, get_ep_group())
+    guest = guest_of(worker, model, settings, get_ep_group())
     reason = guest.attach()
     if reason:
         _say(worker, reason)
@@ -113,7 +114,3 @@ def _say(worker: Worker, reason: str) -> None:
     """One line per engine, not one per rank."""
     if worker.rank == 0 and worker.vllm_config.parallel_config.data_parallel_rank == 0:
         log.warning(_PLAIN, reason)
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

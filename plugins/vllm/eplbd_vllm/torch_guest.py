@@ -1,7 +1,8 @@
-"""eplbd beside one rank of a running vLLM: attached, counting, detached, attached again.
+"""eplbd beside one rank of an engine: attached, counting, detached, attached again.
 
-Owns the life of the agent in the worker's process, and the agreement of the ranks that all attach
-or none. It must not know how the engine calls it (`hooks`), nor the protocol.
+Owns the life of the agent in the worker's process, the agreement of the ranks that all attach or
+none, and the promise that no failure to attach reaches the engine. It must not know which engine it
+is (whose adapter hands over a `Survey`), how that calls it (`hooks`), nor the protocol.
 
 Once an agent was started its hook is called around every forward, also after it has left: an epoch
 that was decided flips at its forward whether or not anybody is there to tell.
@@ -10,70 +11,106 @@ that was decided flips at its forward whether or not anybody is there to tell.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed.distributed_c10d import _get_default_store
 
-from eplbd.core.messages import Counts, Dispatch
 from eplbd.core.placement import Placement
-from eplbd.errors import ConfigError, EplbdError
 from eplbd.worker.agent import AgentThread
+from eplbd.worker.stager import Engine
 from eplbd.worker.torch_attach import RENDEZVOUS_S, Membership, attach
+from eplbd.worker.torch_experts import ExpertTensors
 from eplbd.worker.torch_p2p import Route, TorchP2PExecutor
 from eplbd.worker.torch_ring import TorchCounters
 from eplbd.worker.torch_store import own_client
-from eplbd_vllm import conditions
 from eplbd_vllm.door import knock
+from eplbd_vllm.faults import sentence
 from eplbd_vllm.settings import Settings
-from eplbd_vllm.torch_tables import Tables
-from eplbd_vllm.torch_weights import expert_tensors, table
-from eplbd_vllm.upstream import Group, MoeModel, State, Worker
+from eplbd_vllm.torch_weights import table
+from eplbd_vllm.upstream import ModelConfig
 
 log = logging.getLogger("vllm.eplbd")
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """This rank's place. reports: whether its tokens are counted by it alone."""
+class Maps(Engine, Protocol):
+    """What the engine's layers route by."""
 
-    rank: int
-    ranks: int
-    store: Store
-    dispatch: Dispatch
-    reports: bool
+    def reset(self, placement: Placement) -> None:
+        """Put the maps of `placement` in force, all layers; between forwards, on their thread."""
+        ...
+
+
+class Heat(Protocol):
+    """What the engine's layers counted; on the forward's thread and in its order, without a sync.
+
+    counters: where the agent finds it; the same ones at each attachment.
+    """
+
+    counters: TorchCounters
+
+    def collect(self) -> None:
+        """Take what was counted since the last step for the forward that was just issued."""
+        ...
+
+    def drop(self) -> None:
+        """Forget what was counted since the last step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an adapter found of its rank: whatever may be refused was, and nothing is changed yet.
+
+    placement: in force. take_over: makes eplbd the engine's balancer; what it hands to the stack
+    happens once the agent has left. in_place_of: name of a balancer that the operator may look for.
+    """
+
+    experts: ExpertTensors
+    placement: Placement
+    maps: Maps
+    heat: Heat
+    take_over: Callable[[ExitStack], None]
+    in_place_of: str = ""
 
 
 class Guest:
-    """eplbd in one worker. Made when a model was loaded; ConfigError or TransferError say why not.
+    """eplbd in one worker: a `Visitor`, made when a model was loaded.
 
-    Every rank of the EP group makes one, at the same point of its start.
+    Every rank of the EP group makes one, at the same point of its start. membership: its store is
+    this kind of guest's own. survey: raises ConfigError or TransferError for what cannot be
+    balanced, with a reason.
     """
 
-    def __init__(self, worker: Worker, model: MoeModel, settings: Settings, group: Group) -> None:
-        self._worker, self._model, self._settings = worker, model, settings
-        # Of the world, which is the EP group where there are no pipeline stages.
-        self._store: Store = _get_default_store()
-        self._group = group
+    def __init__(
+        self, membership: Membership, settings: Settings, survey: Callable[[], Survey]
+    ) -> None:
+        self._membership, self._settings, self._survey = membership, settings, survey
         self._attached = 0
         self._agent: AgentThread | None = None
-        self._executor: TorchP2PExecutor | None = None
         self._stack = ExitStack()
-        self._counters: TorchCounters | None = None
-        self._routed: Tensor | None = None
-        self._tables: Tables | None = None
+        self._heat: Heat | None = None
         self._initial: Placement | None = None
         self._last: Placement | None = None
         self._lost = False
+        self.maps: Maps | None = None
+        """What the layers route by; None before the first attachment."""
+        self.executor: TorchP2PExecutor | None = None
+        """What moves the weights; None before the first attachment."""
+
+    @property
+    def agent(self) -> AgentThread | None:
+        """Who speaks for this rank; None while nobody does."""
+        return self._agent
 
     @property
     def commits(self) -> int:
         """Epochs put in force on this rank since it attached."""
-        return 0 if self._executor is None else self._executor.statistics().commits
+        return 0 if self.executor is None else self.executor.statistics().commits
 
     @property
     def forwards(self) -> int:
@@ -83,47 +120,46 @@ class Guest:
     # --- the worker's main thread, between forwards ---------------------------------------------
 
     def attach(self) -> str:
-        """Attach; return why not, the same on every rank, empty if attached."""
+        """Attach; return why not, the same on every rank, empty if attached.
+
+        Raises RuntimeError where the agent itself cannot be started.
+        """
         self._attached += 1
-        group = self._group
-        store = PrefixStore(f"eplbd/vllm/{self._attached}", self._store)
+        member = self._membership
+        member = replace(member, store=PrefixStore(str(self._attached), member.store))
         complaint = ""
-        parts: tuple[Seat, TorchP2PExecutor, Tables, str] | None = None
+        parts: tuple[Survey, TorchP2PExecutor] | None = None
         try:
-            parts = self._parts(store)
-        except (EplbdError, RuntimeError) as error:
-            complaint = " ".join(str(error).split())
-        complaint = agree(store, group.rank_in_group, group.world_size, complaint)
+            found = self._survey()
+            parts = found, self._mover(found.experts, member)
+        except Exception as error:  # noqa: BLE001 - a supervisor: the other ranks wait to hear
+            complaint = sentence(error)
+        complaint = agree(member.store, member.rank, member.ranks, complaint)
         if complaint or parts is None:
             return complaint
-        seat, executor, tables, listed = parts
-        self._start(seat, executor, tables)
-        if seat.rank == 0:
-            self._announce(seat, listed)
+        self._start(member, *parts)
         return ""
 
     def pause(self, *, lost: bool) -> None:
         """See `Visitor`. The agent leaves, the placement stays as it is."""
         self._lost = self._lost or lost
-        self._record(on=False)
-        self._stack.close()
-        if self._agent is not None:
-            # All ranks pause between the same two forwards: a flip that was to come comes on none.
-            self._last, self._agent = self._agent.machine.placement, None
+        self._detach()
 
     def resume(self, *, reloaded: bool) -> None:
-        """See `Visitor`."""
+        """See `Visitor`. Reloaded weights are where they were at first, and so are the maps."""
         if self._lost and not reloaded:
             return  # what is in the slots now is nobody's weights
-        if reloaded and self._tables is not None and self._initial is not None:
-            self._tables.reset(self._initial)
+        self._detach()  # an engine may tell twice that they are back
+        if reloaded and self.maps is not None and self._initial is not None:
+            # Not within the try: to serve these weights by other maps is worse than not to serve.
+            self.maps.reset(self._initial)
             self._last = None
         self._lost = False
         try:
             reason = self.attach()
-        except (EplbdError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-        if reason and self._group.rank_in_group == 0:
+        except Exception as error:  # noqa: BLE001 - a supervisor: the engine serves without us
+            reason = sentence(error)
+        if reason and self._membership.rank == 0:
             log.warning("eplbd: the placement stays as it is from here on: %s", reason)
 
     def leave(self) -> None:
@@ -139,112 +175,69 @@ class Guest:
 
     def after_forward(self, tokens: int, *, dummy: bool, phase: int) -> None:
         """Account for the forward that was issued. tokens: of this rank, padding excluded."""
-        agent, counters = self._agent, self._counters
-        if agent is None or counters is None or self._routed is None:
+        agent, heat = self._agent, self._heat
+        if agent is None or heat is None:
             return
         if dummy:
-            counters.drop()  # tokens that nobody asked for
+            heat.drop()  # tokens that nobody asked for
         else:
-            torch.sum(counters.pass_counts, dim=(0, 1), out=self._routed)
+            heat.collect()
         agent.hook.after_forward(tokens, dummy=dummy, phase=phase)
 
     # --- within ---------------------------------------------------------------------------------
 
-    def _parts(self, store: Store) -> tuple[Seat, TorchP2PExecutor, Tables, str]:
-        """Everything that may be refused, before anything is changed."""
-        worker, model = self._worker, self._model
-        parallel = worker.vllm_config.parallel_config
-        reason = conditions.of_layers(model, worker.model_runner)
-        if reason:
-            raise ConfigError(reason)
-        experts = expert_tensors(list(model.moe_layers))
-        if experts.slots != model.num_local_physical_experts:
-            raise ConfigError(
-                f"the weights have {experts.slots} slots on this rank, vLLM announces "
-                f"{model.num_local_physical_experts}"
-            )
-        rank, ranks = self._group.rank_in_group, self._group.world_size
-        replicated = parallel.data_parallel_size == 1
-        split = model.moe_layers[0].routed_experts.moe_config.is_sequence_parallel
-        reports = replicated or split or rank % parallel.tensor_parallel_size == 0
-        dispatch = Dispatch.REPLICATED if replicated else Dispatch.ALL_TO_ALL
-        route = self._route(experts.device)
-        executor = TorchP2PExecutor(
+    def _mover(self, experts: ExpertTensors, member: Membership) -> TorchP2PExecutor:
+        settings = self._settings
+        return TorchP2PExecutor(
             experts,
-            store,
-            rank,
-            ranks,
-            experts_per_rank=self._settings.experts_per_rank,
-            route=route,
-        )
-        state: State | None = worker.model_runner.eplb_state
-        assert state is not None  # noqa: S101 - of_layers
-        tables = Tables(next(iter(state.model_states.values())))
-        if self._counters is None:
-            self._counters = TorchCounters(
-                model.num_moe_layers, model.num_physical_experts, device=experts.device
-            )
-        return (
-            Seat(rank, ranks, store, dispatch, reports),
-            executor,
-            tables,
-            f"{table(experts.describe())}, {executor.expert_bytes} B per expert, route {route}",
+            member.store,
+            member.rank,
+            member.ranks,
+            experts_per_rank=settings.experts_per_rank,
+            route=_route(settings.route, experts.device),
         )
 
-    def _route(self, device: torch.device) -> Route:
-        if self._settings.route == "auto":
-            return Route.DEVICE if device.type == "cpu" else Route.HOST
-        return Route(self._settings.route)
-
-    def _start(self, seat: Seat, executor: TorchP2PExecutor, tables: Tables) -> None:
+    def _start(self, member: Membership, found: Survey, executor: TorchP2PExecutor) -> None:
         """Take the engine's place as its balancer, and let the agent run."""
-        counters = self._counters
-        assert counters is not None  # noqa: S101 - made with the parts
-        placement = self._in_force(tables, seat.ranks)
-        membership = Membership(
-            self._settings.group or _served_name(self._worker),
-            seat.rank,
-            seat.ranks,
-            seat.store,
-            seat.dispatch,
-            weighted=True,
-            counts=Counts.SENT,
-        )
-        counters.drop()
-        self._stack = ExitStack()
-        self._agent = attach(
-            self._stack, self._settings.socket, membership, placement, executor, tables, counters
-        )
-        retire(self._worker.model_runner.eplb_state)
-        for layer, row in zip(self._model.moe_layers, counters.pass_counts, strict=True):
-            state = layer.eplb_state
-            assert state is not None  # noqa: S101 - of_layers
-            state.expert_load_view = row
-        self._record(on=seat.reports)
-        self._routed = counters.pass_routed[0]
-        self._tables, self._executor = tables, executor
+        placement = self._with_shares(found.placement)
+        with ExitStack() as stack:
+            found.take_over(stack)
+            found.heat.drop()  # counted while nobody looked
+            self._agent = attach(
+                stack,
+                self._settings.socket,
+                member,
+                placement,
+                executor,
+                found.maps,
+                found.heat.counters,
+            )
+            self._stack = stack.pop_all()
+        self.maps, self.executor, self._heat = found.maps, executor, found.heat
         self._initial = self._initial or placement
+        if member.rank == 0:
+            self._announce(member, found, executor)
 
-    def _in_force(self, tables: Tables, ranks: int) -> Placement:
-        """What the tables hold; of its shares they say nothing, but the agent before knew."""
-        held, last = tables.placement(ranks), self._last
-        if last is not None and np.array_equal(last.slots, held.slots):
-            return last
-        return held
+    def _with_shares(self, held: Placement) -> Placement:
+        """What the maps hold; of its shares they say nothing, but the agent before knew."""
+        last = self._last
+        return last if last is not None and np.array_equal(last.slots, held.slots) else held
 
-    def _record(self, *, on: bool) -> None:
-        """Let the routers count, or not; a captured graph looks at this flag, too."""
-        for layer in self._model.moe_layers:
-            state = layer.eplb_state
-            if state is not None and state.should_record_tensor is not None:
-                state.should_record_tensor.fill_(on)
+    def _detach(self) -> None:
+        self._stack.close()
+        if self._agent is not None:
+            # All ranks pause between the same two forwards: a flip that was to come comes on none.
+            self._last, self._agent = self._agent.machine.placement, None
 
-    def _announce(self, seat: Seat, listed: str) -> None:
+    def _announce(self, member: Membership, found: Survey, executor: TorchP2PExecutor) -> None:
         log.info(
-            "eplbd balances this engine: %d EP ranks, %s dispatch, %s",
-            seat.ranks,
-            seat.dispatch,
-            listed,
+            "eplbd balances this engine%s: %d EP ranks, %s dispatch, %s, %d B per expert, route %s",
+            f" in {found.in_place_of}'s place" if found.in_place_of else "",
+            member.ranks,
+            member.dispatch,
+            table(found.experts.describe()),
+            executor.expert_bytes,
+            _route(self._settings.route, found.experts.device),
         )
         missing = knock(self._settings.socket)
         if missing:
@@ -269,31 +262,19 @@ def agree(store: Store, rank: int, ranks: int, complaint: str) -> str:
             return complaint
         return (
             f"not every rank came to attach within {RENDEZVOUS_S} s; is the plugin enabled on "
-            f"all of them? ({' '.join(str(error).split())[:200]})"
+            f"all of them? ({sentence(error)[:200]})"
         )
     return ""
 
 
-def retire(state: State | None) -> None:
-    """Switch the engine's own balancer off: two controllers of one placement is an error.
-
-    Its thread, where it has one, waits for an order that never comes. What it kept of the past is
-    given back: 67 MB for 58 layers of 288 slots.
-    """
-
-    def step(*args: object, **kwargs: object) -> None:
-        """Nothing: eplbd is the balancer now."""
-
-    if state is None:
-        return
-    state.step = step  # type: ignore[attr-defined]  # called by name, looked up on the instance
-    for model_state in state.model_states.values():
-        if hasattr(model_state, "expert_load_window"):
-            model_state.expert_load_window = torch.empty(0)
-
-
-def _served_name(worker: Worker) -> str:
-    config = worker.vllm_config.model_config
-    name = config.served_model_name or config.model
+def group_name(settings: Settings, model: ModelConfig) -> str:
+    """Return the operator's name of the EP group, or the last part of the served model's."""
+    name = model.served_model_name or model.model
     first = name if isinstance(name, str) else name[0]
-    return first.rstrip("/").rpartition("/")[2] or "default"
+    return settings.group or first.rstrip("/").rpartition("/")[2] or "default"
+
+
+def _route(setting: str, device: torch.device) -> Route:
+    if setting == "auto":
+        return Route.DEVICE if device.type == "cpu" else Route.HOST
+    return Route(setting)

@@ -63,7 +63,7 @@ def invite(npu_worker: object, settings: Settings) -> tuple[Visitor | None, str]
             )
         case Generation.V1:
             pass
-    from eplbd_vllm.ascend.torch_guest import guest_of
+    from eplbd_vllm.ascend.torch_engine import guest_of
 
     guest = guest_of(worker, settings)
     reason = guest.attach()

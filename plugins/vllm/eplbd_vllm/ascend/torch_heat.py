@@ -22,12 +22,15 @@ class Heat:
         slots = layers[0].local_num_experts
         device = layers[0].moe_load.device
         self._loads = torch.zeros((len(layers), slots), dtype=torch.int64, device=device)
+        self._flat = self._loads.view(-1)
+        self.counters = TorchCounters(len(layers), slots, device=device)
+
+    def take(self, layers: Sequence[Layer]) -> None:
+        """Let these layers count here."""
         for layer, loads in zip(layers, self._loads.unbind(), strict=True):
             # One row per step is kept here, and not on the device for a whole interval.
             layer.multi_stage = False
             layer.moe_load = loads
-        self._flat = self._loads.view(-1)
-        self.counters = TorchCounters(len(layers), slots, device=device)
 
     def collect(self) -> None:
         """Take the forward's counts as this pass's, and start the next from zero. No sync.

@@ -9,7 +9,6 @@ not know why a map changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 import numpy as np
 import torch
@@ -19,36 +18,25 @@ from torch import Tensor
 from eplbd.core.maps import derive_maps
 from eplbd.core.messages import Prepare
 from eplbd.core.placement import Placement
-from eplbd.errors import ConfigError, TransferError
-from eplbd.worker.torch_streams import mark_on, reached_within, side_stream
+from eplbd.errors import ConfigError
 from eplbd_vllm.ascend.engine import Adaptor, Layer
-
-_PATIENCE_S = 10.0
-"""For bringing some kilobytes to a device; longer is a fault of that device."""
+from eplbd_vllm.torch_delivery import Delivery
 
 
 class Maps:
-    """The maps of a rank's layers. tp_size: of the engine, for its rule of choosing replicas.
+    """The maps of a rank's layers. tp_size: of the engine, for its rule of choosing replicas."""
 
-    wrote: hears, on the forward thread, of each placement that came into force.
-    """
-
-    def __init__(
-        self,
-        adaptor: Adaptor,
-        *,
-        tp_size: int,
-        wrote: Callable[[Placement], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, adaptor: Adaptor, *, tp_size: int) -> None:
         self._layers = adaptor.moe_layers
         self._rank, self._tp_size = self._layers[0].ep_rank, tp_size
         self.placement = placement_of(adaptor)
-        self._wrote = wrote
+        self.wrote: Callable[[Placement], None] = lambda _: None
+        """Hears, on the forward thread, of each placement that came into force."""
         tables = [_tables(index, layer) for index, layer in enumerate(self._layers)]
         self._log2phy = [log2phy for log2phy, _ in tables]
         self._held = [held for _, held in tables]
         device = self._log2phy[0].device
-        self._side, self._written = side_stream(device), mark_on(device)
+        self._delivery = Delivery(device, "maps")
         shape = (self.placement.layers, self.placement.experts)
         self._new = torch.zeros(shape, dtype=self._log2phy[0].dtype, device=device)
 
@@ -72,7 +60,8 @@ class Maps:
     ) -> Callable[[], None]:
         changed: list[int] = layers.tolist()
         new = self._new[: len(changed)]
-        self._bring(new, choose(physical, replica_count, self._rank, self._tp_size))
+        rows = choose(physical, replica_count, self._rank, self._tp_size)
+        self._delivery.bring([(new, rows)])
         held = torch.from_numpy(expert_maps(target.slots[layers], target.experts)).unbind()
 
         def write() -> None:
@@ -81,21 +70,11 @@ class Maps:
                 for row, layer in enumerate(changed):
                     self._log2phy[layer].copy_(new[row], non_blocking=True)
                     self._held[layer].copy_(held[row])
-            self._written.record()
+            self._delivery.read()
             self.placement = target
-            self._wrote(target)
+            self.wrote(target)
 
         return write
-
-    def _bring(self, there: Tensor, rows: NDArray[np.int32]) -> None:
-        """Copy to the device and wait for it: on the stager's thread, beside the forward."""
-        arrived = mark_on(there.device)
-        with self._side:
-            self._written.hold_back()  # the buffer's last contents are read by then
-            there.copy_(torch.from_numpy(rows), non_blocking=True)
-            arrived.record()
-        if not reached_within(arrived, monotonic() + _PATIENCE_S):
-            raise TransferError(f"maps: not on the device within {_PATIENCE_S} s")
 
 
 def choose(
