@@ -122,7 +122,9 @@ class _Command:
         if self.node.stopping:
             raise ConfigError("the daemon stops")
         if hold and hold.frozen:
-            raise ConfigError(f"group {group} is {hold}; resume first")
+            raise ConfigError(
+                f"group {group} is {hold}; pause lets orders through instead, resume the policy too"
+            )
         if phase is Phase.FROZEN:
             raise ConfigError(
                 f"group {group} froze by itself: {balancer.group.frozen}; serving goes on as it "
@@ -152,8 +154,10 @@ class _Command:
         if group:
             self._known(group)
         held = orders_of(self.node.orders, group).hold
-        if held and (held.frozen or not frozen):
+        if held and held.frozen == frozen:
             raise ConfigError(f"it is {held}; resume lifts that")
+        if held and group and self._own(EVERYONE).hold:
+            raise ConfigError(f"every group is {held}; {_name(command)} without naming one")
         hold = Hold(frozen, self.event.who, self.event.why)
         self._order(group, replace(self._own(group), hold=hold))
         whom = f"group {group}" if group else "every group"
@@ -321,6 +325,11 @@ class _Command:
             last_forward=steps[-1].forward,
         )
         return c.Answer(self.event.request, told=f"{len(steps)} steps", dump=dump)
+
+
+def _name(command: c.Command) -> str:
+    """As the operator knows it."""
+    return type(command).__name__.lower()
 
 
 def _within(what: str, number: int, count: int) -> None:

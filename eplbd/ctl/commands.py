@@ -82,7 +82,8 @@ def status(loaded: Loaded, *, as_json: bool) -> None:
 def pause(loaded: Loaded, *, group: str, why: str) -> None:
     """Let the policy rest; rollback, load and drain still work. Ends with resume or a restart.
 
-    Without --group every group is paused, those to come included.
+    Without --group every group is paused, those to come included. What is frozen is paused instead,
+    so that orders get through.
     """
     from eplbd.core.commands import Pause
 

@@ -39,8 +39,11 @@ def test_a_hold_names_who_and_why_where_it_refuses_another() -> None:
     world.told(c.Pause())
     assert "paused by alice: a test" in world.refused(c.Pause())
     assert "frozen" in world.told(c.Freeze())
-    assert "frozen by alice: a test" in world.refused(c.Pause())
-    assert "frozen by alice" in world.refused(c.Freeze())
+    assert "frozen by alice: a test" in world.refused(c.Freeze())
+    assert "every group is frozen" in world.refused(c.Pause("sim"))
+    assert world.kept
+    assert "paused" in world.told(c.Pause())
+    assert not world.kept, "what is only paused does not outlive the daemon"
     world.told(c.Resume())
     assert "nothing is paused" in world.refused(c.Resume())
 
@@ -222,7 +225,9 @@ def test_nothing_goes_anywhere_while_frozen_or_incomplete() -> None:
     world = led()
     world.told(c.Freeze())
     for command in (c.Force(), c.GoTo("", "load", "a", somewhere(1, WIDE)), c.Drain(1)):
-        assert "frozen by alice: a test; resume first" in world.refused(command)
+        assert "frozen by alice: a test; pause lets orders through" in world.refused(command)
+    world.told(c.Pause())
+    world.told(c.GoTo("", "load", "a", somewhere(1, WIDE)))
     world.told(c.Resume())
     assert world.node is not None
     world.node.balancers["sim"].group.lost(2, "cut off")

@@ -95,7 +95,7 @@ def test_a_hold_holds_and_resume_ends_it(at: Live, verb: str) -> None:
         at.later(60)
     assert at.group().epoch == held.epoch
     assert "a test" in at.group().paused
-    assert "resume lifts that" in at.refused("pause")
+    assert "resume lifts that" in at.refused(verb)
     assert "resume" in at.refused("force")
     at.done("resume")
     rebalance(at)
