@@ -59,19 +59,21 @@ def page(history: History, width: int) -> str:
         lines += map(plain, header_lines(history, group, 0.0, width))
         if snapshot is not None and group is not None:
             lines += _parts(snapshot, group, history.story(group.name), width)
-    lines += _part(notes_title(snapshot), notes_lines(history, width, NOTES))
+    lines += _part(notes_title(snapshot), notes_lines(history, width, NOTES), width)
     return "\n".join(lines) + "\n"
 
 
 def _parts(snapshot: Snapshot, group: Group, story: Story, width: int) -> list[str]:
     return [
-        *_part(f"load of ranks: {LEGEND}", heat_lines(group, story, width, LAYERS)),
-        *_part(ranks_title(group), ranks_lines(group, width, min(RANKS, len(group.ranks) + 1))),
-        *_part(epochs_title(group), epochs_lines(group, story, width, EPOCHS)),
-        *_part("policies", policies_lines(snapshot, group, story, width, POLICIES)),
-        *_part("budget", budget_lines(group, width, 3)),
+        *_part(f"load of ranks: {LEGEND}", heat_lines(group, story, width, LAYERS), width),
+        *_part(
+            ranks_title(group), ranks_lines(group, width, min(RANKS, len(group.ranks) + 1)), width
+        ),
+        *_part(epochs_title(group), epochs_lines(group, story, width, EPOCHS), width),
+        *_part("policies", policies_lines(snapshot, group, story, width, POLICIES), width),
+        *_part("budget", budget_lines(group, width, 3), width),
     ]
 
 
-def _part(title: str, lines: list[Line]) -> list[str]:
-    return ["", cut(f"[{title}]", NARROWEST), *map(plain, lines)]
+def _part(title: str, lines: list[Line], width: int) -> list[str]:
+    return ["", cut(f"[{title}]", width), *map(plain, lines)]

@@ -21,6 +21,9 @@ _TONES = {
     "lost": "bad", "absent": "bad", "frozen": "bad", "failed": "bad", "error": "bad",
 }  # fmt: skip
 _ORDER = ("lost", "absent", "greeting", "settling", "attached")
+_STALE_S, _LAGGING = 10.0, 4
+"""Age of heat and forwards behind from which on a rank is set before others."""
+
 _BAR = 10
 _ROOMY = 60
 """Characters from which on a line has room for a reason behind its figures."""
@@ -106,10 +109,11 @@ def ranks_lines(group: Group, width: int, height: int) -> list[Line]:
     return [fitted(line, width) for line in lines]
 
 
-def _worst(rank: RankOverview) -> tuple[int, bool, int, float, int]:
-    heat_age = rank.heat_age_s if rank.heat_age_s is not None else float("inf")
-    place = _ORDER.index(rank.state)
-    return place, not rank.waited_for, -rank.forward_lag, -heat_age, rank.rank
+def _worst(rank: RankOverview) -> tuple[int, bool, int, int]:
+    """Coarse on purpose: a list whose order follows every tick cannot be read."""
+    stale = rank.heat_age_s is None or rank.heat_age_s > _STALE_S
+    place = 2 * _ORDER.index(rank.state) + (not stale)
+    return place, not rank.waited_for, -(rank.forward_lag // _LAGGING), rank.rank
 
 
 def epochs_title(group: Group) -> str:
