@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import zmq
 
-from tests.runtime.workers import drive, group, welcomed
+from tests.runtime.workers import Worker, drive, group, welcomed
 from tests.systemd.machine import CannotBootError, Machine, booted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,12 +44,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What the package index would have of ours."""
     out = tmp_path_factory.mktemp("wheels")
     for folder in OURS:
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
-        built = subprocess.run(
-            [*command, str(REPOSITORY / folder)], capture_output=True, text=True, check=False
-        )
-        assert built.returncode == 0, built.stdout + built.stderr
+        _build(REPOSITORY / folder, out)
     return sorted(out.glob("*.whl"))
+
+
+def _build(source: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    built = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
 
 
 @pytest.fixture(scope="module")
@@ -160,24 +164,57 @@ def test_who_is_in_the_group_may_connect_and_nobody_else(machine: Machine) -> No
     assert "PermissionError" in machine.as_user("stranger", "python3", "-c", program)
 
 
-def test_a_group_of_workers_attaches(machine: Machine) -> None:
-    configure(machine, HOLD)
+@contextmanager
+def joined(machine: Machine) -> Iterator[list[Worker]]:
+    """A group of two workers that has attached, from outside."""
     endpoint = f"ipc://{machine.root}/run/eplbd/workers.sock"
-    with zmq.Context() as context:
-        sockets: list[zmq.Socket[bytes]] = []
+    with zmq.Context() as context, ExitStack() as sockets:
 
         def connected(identity: bytes) -> zmq.Socket[bytes]:
-            sockets.append(context.socket(zmq.DEALER))
-            sockets[-1].setsockopt(zmq.LINGER, 0)
-            sockets[-1].setsockopt(zmq.IDENTITY, identity)
-            sockets[-1].connect(endpoint)
-            return sockets[-1]
+            made = sockets.enter_context(context.socket(zmq.DEALER))
+            made.setsockopt(zmq.LINGER, 0)
+            made.setsockopt(zmq.IDENTITY, identity)
+            made.connect(endpoint)
+            return made
 
         workers = group(connected)
         drive(workers, lambda: welcomed(workers), "both were welcomed")
+        yield workers
+
+
+def test_a_group_of_workers_attaches(machine: Machine) -> None:
+    configure(machine, HOLD)
+    with joined(machine) as workers:
         drive(workers, lambda: bool(logged(machine, "group ready")), "the group is ready")
-        for each in sockets:
-            each.close()
+
+
+def test_the_daemon_is_upgraded_beside_workers_of_the_old_release(
+    machine: Machine, tmp_path: Path
+) -> None:
+    configure(machine, HOLD)
+    with joined(machine) as workers:
+        term = workers[0].agent.term
+        _publish(machine, "0.1.99", tmp_path)
+        for step in steps("Upgrade, one side at a time"):
+            machine.run("sh", "-c", step)
+        assert "0.1.99" in machine.run("eplbd", "--version")
+        drive(workers, lambda: all(w.agent.term > term for w in workers), "a new term began")
+        drive(workers, lambda: welcomed(workers), "both were welcomed again")
+
+
+def _publish(machine: Machine, version: str, folder: Path) -> None:
+    """A further release of ours in the index, the same but for its number."""
+    for name in OURS:
+        source = folder / (name or "root")
+        ignored = shutil.ignore_patterns(".*", "tests", "plugins", "__pycache__")
+        shutil.copytree(REPOSITORY / name, source, ignore=ignored)
+        file = source / "pyproject.toml"
+        file.write_text(
+            re.sub(r'(?m)^version = "[^"]+"', f'version = "{version}"', file.read_text())
+        )
+        _build(source, folder / "dist")
+    for wheel in (folder / "dist").iterdir():
+        (machine.root / "opt/index" / wheel.name).write_bytes(wheel.read_bytes())
 
 
 def test_prometheus_is_answered_on_the_loopback(machine: Machine) -> None:
