@@ -109,7 +109,7 @@ class Top(App[str]):
     def on_mount(self) -> None:
         """Begin to listen; once a second the age of what was heard changes."""
         self.run_worker(self._listen(), exclusive=True)
-        self.set_interval(1.0, self.draw)
+        self.set_interval(1.0, self.query_one("#header", Part).refresh)
         self.draw()
 
     async def _listen(self) -> None:
