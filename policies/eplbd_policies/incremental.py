@@ -16,6 +16,7 @@ from eplbd import Budget, Heat, Placement, Register, Topology, align, even_share
 from eplbd_policies import weighted
 from eplbd_policies.allowance import allowed, within
 from eplbd_policies.board import Floats, Ints, compiled, lay
+from eplbd_policies.forecast import SAMPLES
 from eplbd_policies.fresh import construct, rename
 from eplbd_policies.outlook import Outlook, doubt, look_ahead
 from eplbd_policies.search import Terms, moved, peak, repair
@@ -148,7 +149,8 @@ class Incremental:
         caution: how much of what noise alone explains is added to that. risk: how much a forecast's
         error counts against placements that live on few large shares. network_cost: price of a move
         from another node, one from the same node being 1. activation: tokens whose time equals that
-        of reading one expert's weights; above 0 for decode that is bound by memory.
+        of reading one expert's weights; above 0 for decode that is bound by memory. samples: means
+        of neighbouring steps that a placement is judged on; 1 is the window's sum.
         """
 
         move_cost: Share = 0.02
@@ -157,6 +159,7 @@ class Incremental:
         risk: Factor = 0.5
         network_cost: Factor = 1.5
         activation: Factor = 0.0
+        samples: Annotated[int, msgspec.Meta(ge=1, le=64)] = SAMPLES
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -191,7 +194,13 @@ class Incremental:
         budget: Budget,
     ) -> Plan:
         options, ranks = self._options, topology.ranks
-        outlook = look_ahead(steps, ranks, activation=options.activation, risk=options.risk)
+        outlook = look_ahead(
+            steps,
+            ranks,
+            samples=options.samples,
+            activation=options.activation,
+            risk=options.risk,
+        )
         price = prices(current.hosts(), topology, options.network_cost)
         now = as_plan(current)
         # Ranks move at the same time, so a layer's transfers last as long as a rank's part of them.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd_policies.board import Floats, Ints, compiled
-from eplbd_policies.forecast import SAMPLES, forecast, sample
+from eplbd_policies.forecast import forecast, sample
 from eplbd_policies.search import POWER
 
 RISK_LIMIT = 2.0
@@ -98,10 +98,12 @@ def judge_all(outlook: Outlook, ranks: int, risk: float) -> None:
         heat *= ranks
 
 
-def look_ahead(steps: NDArray[np.int32], ranks: int, *, activation: float, risk: float) -> Outlook:
-    """The outlook of a window `[T, L, E]`, T at least 1."""
+def look_ahead(
+    steps: NDArray[np.int32], ranks: int, *, samples: int, activation: float, risk: float
+) -> Outlook:
+    """The outlook of a window `[T, L, E]`, T at least 1, on at most so many samples."""
     count, layers, experts = steps.shape
-    samples = min(SAMPLES, count)
+    samples = min(samples, count)
     seen, noise = np.empty((layers, samples, experts)), np.empty((layers, experts))
     sample(np.ascontiguousarray(steps), activation, seen, noise)
     outlook = Outlook(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.bench.fronts.cost import Cost
+from tests.bench.fronts.ours import EXACT, Point
 from tests.bench.fronts.rows import Row
 from tests.bench.fronts.small import WEIGHTED, Answer
 from tests.bench.fronts.verdict import best
@@ -19,6 +20,8 @@ PARTS = ((5, 1.01), (10, 1.03))
 """At this part of vLLM's moves, within this factor of the best peer's PAR."""
 ANTI = (5, 1.02)
 DRIFT = 1.15
+FEW_SLOTS = {"dsv3-ep128": 1.0, "dsv3-ep256": 6.0}
+"""Shapes of three and of two slots per rank, and percent above the bound."""
 PLAN_MS = 100.0
 TOY = "toy"
 NEAR = 0.001
@@ -65,6 +68,16 @@ def claims(cases: Sequence[Case]) -> Iterator[Claim]:
         if case.episode == "steady" and shipped is not None:
             found = f"{shipped.moves:.2f} moves per layer, PAR {shipped.par:.3f}"
             yield Claim(f"{case.load}: default moves nothing", found, shipped.moves == 0)
+        yield from _to_the_bound(case)
+
+
+def _to_the_bound(case: Case) -> Iterator[Claim]:
+    """Two or three slots per rank, where replica counts and places have to be found together."""
+    nearest = _row(case.ours, Point(DEFAULT, EXACT).name)
+    percent = FEW_SLOTS.get(case.load.partition(" ")[0])
+    if nearest is not None and percent is not None:
+        text = f"{case.load}: the window's own bound within {percent:g}%"
+        yield Claim(text, f"+{nearest.gap:.2f}%", nearest.gap <= percent)
 
 
 def _few_moves(case: Case, measure: str, divisor: int, factor: float) -> Iterator[Claim]:

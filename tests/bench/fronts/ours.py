@@ -19,6 +19,14 @@ MOVE_COSTS = (0.001, 0.003, 0.006, 0.04, 0.08, 0.15, 0.3, 0.6)
 """The sweep of the front; the default is a point of its own."""
 BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Moves of a plan, as a part of all slots."""
+EXACT: dict[str, float] = {
+    "samples": 1,
+    "move_cost": 0.0,
+    "min_gain": 0.0,
+    "caution": 0.0,
+    "risk": 0.0,
+}
+"""No forecast, no insurance and free moves: how near the search comes to the window's own bound."""
 ALONE = ("auto", "swift", "flashlb", "greedy")
 """Policies that are a single point, where they are installed."""
 WEIGHTED = ("incremental",)
@@ -44,7 +52,9 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """`incremental`, `incremental move_cost=0.001` or `incremental 0.5%`."""
+        """`incremental`, `incremental move_cost=0.001`, `... to the bound`, `incremental 0.5%`."""
+        if self.options == EXACT:
+            return f"{self.policy} to the bound"
         words = [f"{key}={value:g}" for key, value in self.options.items()]
         budget = [] if self.part is None else [f"{self.part * 100:g}%"]
         return " ".join([self.policy, *words, *budget])
@@ -56,6 +66,7 @@ def points() -> list[Point]:
     repair = [Point("incremental")]
     repair += [Point("incremental", {"move_cost": cost}) for cost in MOVE_COSTS]
     repair += [Point("incremental", part=part) for part in BUDGETS]
+    repair.append(Point("incremental", EXACT))
     everything = [*repair, *map(Point, ALONE)]
     return [point for point in everything if point.policy in there]
 
