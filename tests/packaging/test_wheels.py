@@ -110,7 +110,8 @@ for package in (eplbd, eplbd_policies, eplbd_vllm):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         needs_torch = module.name.startswith("eplbd.demo.") or module.name.endswith(".selection")
         needs_torch |= module.name.rpartition(".")[2].startswith("torch_")
-        if not needs_torch and not module.name.endswith("__main__"):
+        on_a_terminal = module.name in ("eplbd.top.app", "eplbd.top.colours", "eplbd.top.question")
+        if not needs_torch and not on_a_terminal and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 absent = ("torch", "rich", "policies", "plugins", "tests")
 found = [name for name in absent if importlib.util.find_spec(name)]
