@@ -7,6 +7,7 @@ engine's own arithmetic.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -51,6 +52,9 @@ def main() -> None:
     dist.init_process_group("gloo", store=store, rank=first.rank, world_size=first.ranks)
     os.write(1, msgspec.json.encode(serve(first)) + b"\n")
     for line in sys.stdin.buffer:
+        # The next engine forks, and a child hangs that is the one to end the last one's transports:
+        # their threads are not there.
+        gc.collect()
         setting = msgspec.json.decode(line, type=Setting)
         os.write(1, msgspec.json.encode(serve(setting)) + b"\n")
     dist.destroy_process_group()
