@@ -89,6 +89,7 @@ def test_what_is_pinned_is_not_moved_for_it() -> None:
         drained(Placement(rows, 3), others, heat, weighted=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(spared(), st.integers(1, 2), st.booleans(), st.integers(0, 2**32 - 1))
 def test_a_rank_can_be_spared_on_the_way(

@@ -30,6 +30,7 @@ from eplbd.core.placement import Placement
 from eplbd.core.plan import align
 from eplbd.core.settings import PolicySettings, RecordSettings, Settings
 from tests.core.test_protocol import inject
+from tests.seeds import sweep
 from tests.sim.world import QUICK, Shape, World
 
 LIMIT = 4000
@@ -341,7 +342,7 @@ def test_a_promoted_shadow_plans_from_what_is_in_force_and_nothing_is_lost() -> 
     assert world.of(EpochEnded)[0].policy == "one"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", sweep(20))
 def test_shadows_survive_what_the_group_does(seed: int) -> None:
     chance = random.Random(seed)
     settings = replace(moded("dynamic", shadow=WATCHED), record=RecordSettings(enabled=True))

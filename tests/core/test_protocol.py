@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from eplbd.core import messages as m
 from eplbd.core.events import EpochEnded
 from eplbd.core.placement import Placement
+from tests.seeds import sweep
 from tests.sim.world import PATIENT, Shape, World
 
 FAULT_BUDGET = 6
@@ -75,7 +76,7 @@ def inject(world: World, chance: random.Random) -> str:
     return harm
 
 
-@pytest.mark.parametrize("seed", range(240))
+@pytest.mark.parametrize("seed", sweep(240))
 def test_group_survives_faults(seed: int) -> None:
     """Any schedule of up to six faults: maps agree at all times, and then balancing resumes."""
     chance = random.Random(seed)
@@ -104,7 +105,7 @@ def test_without_faults_nothing_aborts(seed: int) -> None:
     assert world.aborted == 0
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", sweep(60))
 def test_shares_survive_faults(seed: int) -> None:
     """Also where epochs bring shares, with transfers and without, and leaders learn them back."""
     chance = random.Random(seed)

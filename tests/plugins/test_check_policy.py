@@ -32,9 +32,9 @@ from eplbd_policies.random import Random
         (Hold, {}),
         (Example, {}),
         (Random, {}),
-        (Random, {"seed": 7}),
-        (Greedy, {}),
-        (Greedy, {"hierarchical": False, "min_gain": 0.0}),
+        pytest.param(Random, {"seed": 7}, marks=pytest.mark.slow),
+        pytest.param(Greedy, {}, marks=pytest.mark.slow),
+        pytest.param(Greedy, {"hierarchical": False, "min_gain": 0.0}, marks=pytest.mark.slow),
     ],
 )
 def test_our_policies_pass(policy: type[Policy], options: dict[str, object]) -> None:

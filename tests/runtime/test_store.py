@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -154,38 +155,47 @@ def test_what_a_kill_left_half_written_is_not_looked_at(tmp_path: Path) -> None:
 # --- a disk that refuses ------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["limit", "tmpfs"])
-def full(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A state directory with one record and no room for another."""
-    directory = tmp_path / "state"
-    directory.mkdir()
-    if request.param == "limit":
-        _stored(directory)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (128, hard))
-        yield directory
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """No file may grow beyond 128 bytes; not for longer, since pytest may be writing one itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128, hard))
+    try:
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        return
+
+
+@contextlib.contextmanager
+def _filled(directory: Path) -> Iterator[None]:
+    """A file system of its own below `directory`, which holds what was there, and no more."""
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(directory)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no tmpfs can be mounted here; the other case covers what a full disk does")
     try:
-        _stored(directory)
+        for name, content in before.items():
+            (directory / name).write_bytes(content)
         (directory / "filler").write_bytes(b"\0" * (64 * 1024 - 4096 * 2))
-        yield directory
+        yield
     finally:
         subprocess.run(["umount", str(directory)], check=True)
 
 
-def test_a_full_disk_is_said_and_leaves_the_record_before(full: Path) -> None:
-    with open_store(full) as store:
-        with pytest.raises(OSError, match=r"File too large|No space left") as caught:
-            store.write(Persist("default", 4, 50, Placement.linear(58, 256, 32, 9)))
-        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
-        assert list(store.restore()) == [Restored("default", 3, 41)]
-    assert not list(full.glob("*.new"))
+@pytest.mark.parametrize("disk", ["limited", "filled"])
+def test_a_full_disk_is_said_and_leaves_the_record_before(tmp_path: Path, disk: str) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    _stored(directory)
+    with _limited() if disk == "limited" else _filled(directory):
+        with open_store(directory) as store:
+            with pytest.raises(OSError, match=r"File too large|No space left") as caught:
+                store.write(Persist("default", 4, 50, Placement.linear(58, 256, 32, 9)))
+            assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+            assert list(store.restore()) == [Restored("default", 3, 41)]
+        assert not list(directory.glob("*.new"))
 
 
 def test_a_directory_that_cannot_be_made_says_whose_matter_it_is(tmp_path: Path) -> None:

@@ -275,6 +275,7 @@ async def test_who_may_not_write_to_the_socket_is_told(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_does_not_answer_is_named(tmp_path: Path) -> None:
     settings = config(tmp_path)
     node = Node(Settings())

@@ -172,6 +172,7 @@ DEATHS = {
 """Which message a daemon did not live to send, and whether the register says commit."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS)
 def test_no_forward_hangs_when_the_daemon_dies(group: Group, daemons: Start, death: str) -> None:
     count, asked, commits = DEATHS[death]
