@@ -37,7 +37,7 @@ demo-vllm: setup setup-vllm ## A real vLLM on this machine's CPU, balanced by ep
 
 test: setup style spelling types contracts tests mutants closing ## Everything that has to hold
 
-check: setup style spelling types contracts ## The loop of a developer: a minute, no torch, no processes
+check: setup style spelling types contracts ## The loop of a developer: a minute or two, no torch, no processes
 	$(call heading,tests without the slow ones)
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest -q -m 'not slow'
 
