@@ -60,15 +60,8 @@ def test_everyones_hold_is_not_lifted_for_one() -> None:
 
 def test_a_pause_ends_the_plan_between_two_epochs() -> None:
     world = Commanded(seed=5, shape=Shape(layers=6))
-    assert world.node is not None
     world.until(lambda: world.settled > 0)
-    balancer = world.node.balancers["sim"]
-
-    def midway() -> bool:
-        plan = balancer.cycle.plan if balancer.cycle else None
-        return balancer.group.leader is not None and plan is not None and plan.remaining > 20
-
-    world.until(midway)
+    world.until(world.midway)
     mark = len(world.effects)
     world.told(c.Pause())
     world.until(lambda: bool(world.ended(mark)))

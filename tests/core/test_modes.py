@@ -164,12 +164,7 @@ def test_a_plan_of_another_mode_is_dropped_between_two_epochs() -> None:
     assert world.node is not None
     world.until(lambda: world.settled > 0)
     balancer = world.node.balancers["sim"]
-
-    def midway() -> bool:
-        plan = balancer.cycle.plan if balancer.cycle else None
-        return balancer.group.leader is not None and plan is not None and plan.remaining > 20
-
-    world.until(midway)
+    world.until(world.midway)
     world.feed(Reconfigured(moded("hold")))
     world.until(lambda: balancer.group.leader is None)
     held = world.settled

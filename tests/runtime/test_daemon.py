@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -13,32 +12,13 @@ import msgspec
 import pytest
 from blockbuster import blockbuster_ctx
 
-from eplbd.config import Log as LogSettings
-from eplbd.config import load
 from eplbd.core import messages as m
-from eplbd.runtime.daemon import Daemon
-from eplbd.runtime.log import open_log
 from eplbd.wire.messages import AGENT, LEADER
-from tests.runtime.conftest import PATIENCE_S, Connect
-from tests.runtime.process import write_config
+from tests.runtime.conftest import Connect
+from tests.runtime.inside import serving
 from tests.runtime.workers import Worker, drive, group, welcomed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # the policy child is a process
-
-
-@asynccontextmanager
-async def serving(tmp_path: Path, **keys: object) -> AsyncIterator[Daemon]:
-    """A daemon that has begun to serve."""
-    file = write_config(tmp_path, **keys)
-    with (tmp_path / "log").open("wb") as out, open_log(LogSettings(), {}, out.fileno()) as log:
-        made = Daemon(load(file), lambda: load(file), log, {})
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made.run)
-            with anyio.fail_after(PATIENCE_S):
-                while not made.ready:  # noqa: ASYNC110 - what an operator sees as READY
-                    await anyio.sleep(0.005)
-            yield made
-            tasks.cancel_scope.cancel()
 
 
 async def _drive(workers: Sequence[Worker], happened: Callable[[], bool], what: str) -> None:

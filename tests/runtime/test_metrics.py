@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -18,19 +16,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from eplbd.config import Log as LogSettings
 from eplbd.config import Metrics as Settings
-from eplbd.config import load
 from eplbd.core.messages import Standing
 from eplbd.errors import ConfigError
 from eplbd.runtime import measures
-from eplbd.runtime.daemon import Daemon
-from eplbd.runtime.log import open_log
 from eplbd.runtime.measures import DECLARED
 from eplbd.runtime.metrics import Metrics, open_metrics
 from eplbd.runtime.readings import Seen
 from tests.runtime.conftest import PATIENCE_S, Connect
-from tests.runtime.process import GUESTS, write_config
+from tests.runtime.inside import serving
+from tests.runtime.process import GUESTS
 from tests.runtime.workers import Worker, drive, group, welcomed
 
 DOCUMENT = Path(measures.__file__).with_name("METRICS.md")
@@ -64,21 +59,6 @@ def samples(families: dict[str, Metric], name: str, **labels: str) -> list[float
     ]
 
 
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Daemon]:
-    """A daemon that has begun to serve, on a port of its own."""
-    file = write_config(folder, **KEYS)
-    with (folder / "log").open("wb") as out, open_log(LogSettings(), {}, out.fileno()) as log:
-        made = Daemon(load(file), lambda: load(file), log, {})
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made.run)
-            with anyio.fail_after(PATIENCE_S):
-                while not made.ready:  # noqa: ASYNC110 - what an operator sees as READY
-                    await anyio.sleep(0.005)
-            yield made
-            tasks.cancel_scope.cancel()
-
-
 def settle(workers: list[Worker], url: str) -> dict[str, Metric]:
     """Send heat until the daemon says that a rebalance was measured."""
     found: dict[str, Metric] = {}
@@ -99,7 +79,7 @@ def settle(workers: list[Worker], url: str) -> dict[str, Metric]:
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_rebalance_is_told_as_it_was(tmp_path: Path, connect: Connect) -> None:
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, **KEYS) as served:
         url = served.metrics_url
         empty = await anyio.to_thread.run_sync(scraped, url)
         assert samples(empty, "eplbd_sessions") == [0]
@@ -131,7 +111,7 @@ async def test_a_rebalance_is_told_as_it_was(tmp_path: Path, connect: Connect) -
 async def test_everything_that_is_declared_is_exported_and_nothing_else(
     tmp_path: Path, connect: Connect
 ) -> None:
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, **KEYS) as served:
         workers = group(connect)
         found = await anyio.to_thread.run_sync(settle, workers, served.metrics_url)
     declared = {m.name.removesuffix("_total"): m for m in DECLARED}

@@ -362,6 +362,14 @@ class World:
         """Epochs aborted so far, over all daemons."""
         return sum(isinstance(e, EpochEnded) and e.outcome == "aborted" for e in self.log)
 
+    def midway(self, left: int = 20) -> bool:
+        """Whether an epoch is under way, and more than `left` moves of its plan are not settled."""
+        balancer = self.node.balancers["sim"] if self.node is not None else None
+        if balancer is None or balancer.group.leader is None or balancer.cycle is None:
+            return False
+        plan = balancer.cycle.plan
+        return plan is not None and plan.remaining > left
+
     def story(self) -> str:
         """Where everybody stands, and the last of the log."""
         ranks = [
