@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.core import messages as m
+from eplbd.core.beside import show
 from eplbd.core.bubble import Pacer
 from eplbd.core.commands import Keep
 from eplbd.core.cycle import Cycle, Stage, Tally
@@ -20,7 +21,6 @@ from eplbd.core.events import (
     AskPolicy,
     Effect,
     PolicyAnswered,
-    ShadowScored,
     Status,
 )
 from eplbd.core.fixed import STATIC, FixedMap
@@ -35,12 +35,10 @@ from eplbd.core.orders import PREVIOUS, Orders
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
-from eplbd.core.shadow import Look, Shadows
+from eplbd.core.shadow import Shadows
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from eplbd.core.assembly import Step
     from eplbd.core.heat import Heat
     from eplbd.core.opening import Kept
@@ -229,15 +227,23 @@ class Balancer:
         assert self.shadows is not None
         measured = not self.opening.assumed
         if measured and (heat is not None or self.now >= self.shadows.next_at):
-            self._show(window)
+            show(self, window)
         if heat is None:
             return False
-        self._ask(request, policy, heat, self.orders.seen(group.placement))
+        self.ask(request, policy, heat, group.placement, self.orders)
         return True
 
-    def _ask(
-        self, request: int, policy: str, heat: Heat, current: Placement, *, shadow: bool = False
+    def ask(
+        self,
+        request: int,
+        policy: str,
+        heat: Heat,
+        current: Placement,
+        orders: Orders,
+        *,
+        shadow: bool = False,
     ) -> None:
+        """Put a question to a policy, about ranks that `orders` let it see."""
         group = self.group
         assert group.topology is not None
         budget = Budget(
@@ -247,10 +253,8 @@ class Balancer:
             expert_bytes=group.shape.expert_bytes,
             weighted=group.shape.weighted,
         )
-        topology = group.topology if shadow else self.orders.topology(group.topology)
-        self.out.append(
-            AskPolicy(request, group.name, policy, heat, topology, current, budget, shadow)
-        )
+        seen = orders.topology(group.topology), orders.seen(current)
+        self.out.append(AskPolicy(request, group.name, policy, heat, *seen, budget, shadow))
 
     def proposed(self, event: PolicyAnswered) -> bool:
         """Take a policy's answer; whether it was a valid placement."""
@@ -365,35 +369,3 @@ class Balancer:
     ) -> None:
         """Write the line of a rebalance."""
         self.out.append(cycle_line(self.group.name, tally, outcome, realised, layers))
-
-    # --- shadows --------------------------------------------------------------------------------
-
-    def watch(self, names: Sequence[str]) -> None:
-        """Let these policies, and no others, live as if they were in charge."""
-        if self.shadows is not None and self.group.placement is not None:
-            self.shadows.retain(names, self.group.placement)
-
-    def _show(self, window: Heat) -> None:
-        assert self.ledger is not None
-        assert self.shadows is not None
-        if self.shadows.members:
-            steps = self.ledger.since(-1, self.settings.balance.phase)
-            self.shadows.look(Look(window, steps, self.moves), self.now)
-
-    def wants_shadow(self, request: int) -> str:
-        """Let the next shadow act; the name of the policy if it used the request."""
-        shadows, ledger, group = self.shadows, self.ledger, self.group
-        if shadows is None or ledger is None or group.placement is None or group.frozen:
-            return ""
-        if shadows.members and self.now >= shadows.next_at:
-            self._show(ledger.heat(self.settings.balance.phase))
-        found = shadows.turn(group.name, self.now)
-        if found is None:
-            return ""
-        if isinstance(found, ShadowScored):
-            self.out.append(found)
-            return ""
-        shadow, heat = found
-        shadow.request = request
-        self._ask(request, shadow.name, heat, shadow.placement, shadow=True)
-        return shadow.name

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eplbd.core import beside
 from eplbd.core import messages as m
 from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
@@ -279,7 +280,7 @@ class Node:
     def _ask_shadow(self, balancer: Balancer) -> None:
         if self.stopping:
             return
-        name = balancer.wants_shadow(self.request + 1)
+        name = beside.ask(balancer, self.request + 1)
         if name:
             self.request += 1
             self.shadow_requests[self.request] = (balancer.group.name, name)
@@ -320,7 +321,7 @@ class Node:
         watched = [name for name, held in self.shadow_breakers.items() if not held.suspended]
         for balancer in self.balancers.values():
             balancer.tick(now)
-            balancer.watch(watched)
+            beside.watch(balancer, watched)
             self._ask(balancer)
             self._ask_shadow(balancer)
             self._hold_to_promises(balancer)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eplbd.core.assembly import Step
     from eplbd.core.events import PolicyAnswered
     from eplbd.core.heat import Heat
+    from eplbd.core.orders import Orders
     from eplbd.core.placement import Placement
     from eplbd.core.settings import BalanceSettings
     from eplbd.core.topology import Topology
@@ -45,12 +46,14 @@ class Look:
     """What all shadows are shown alike.
 
     heat: the window. steps: the same, with forwards and loads. moves: settled by the active policy
-    so far.
+    so far. placement: in force. orders: that hold, and are kept by `placement`.
     """
 
     heat: Heat
     steps: Sequence[Step]
     moves: int
+    placement: Placement
+    orders: Orders
 
     def newer(self, forward: int) -> list[Step]:
         """Steps that came after `forward`."""
@@ -87,7 +90,14 @@ class Shadow:
         """Of the last question; empty once that was scored, until it is shown another window."""
 
     def show(self, look: Look, now: float) -> Heat | None:
-        """Begin a cycle; what the policy is to be asked on, None if it would rest."""
+        """Begin a cycle; what the policy is to be asked on, None if it would rest.
+
+        Where its own placement cannot spare the ranks that are drained by now, it goes on from the
+        one in force, which had to.
+        """
+        if look.orders.sole(self.placement) is not None:
+            self.placement = look.placement
+        self.cycle.orders = look.orders
         self.shown, self.active_moves = look.steps[-1].forward, look.moves
         self.moves, self.outcome = 0, "rested"
         self.cycle.tally = Tally(policy=self.name)

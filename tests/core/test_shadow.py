@@ -1,5 +1,7 @@
 """Shadows by hand: what they are shown, how they are scored, and that they live their own lives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from eplbd.core.assembly import Step
 from eplbd.core.cycle import Stage
 from eplbd.core.events import PolicyAnswered, ShadowScored
 from eplbd.core.heat import Heat
+from eplbd.core.orders import Orders
 from eplbd.core.placement import Placement, par, rank_load
 from eplbd.core.settings import BalanceSettings
 from eplbd.core.shadow import SCORED_STEPS, Look, Score, Shadow, Shadows
@@ -18,9 +21,10 @@ CURRENT = Placement.linear(1, 4, 2, 3)
 
 BETTER = np.array([[[0, 1, 2], [3, 0, 2]]], dtype=np.int32)
 SETTINGS = BalanceSettings(interval_s=10.0, min_steps=4, par_trigger=1.05)
+NONE = Orders()
 
 
-def window(hot: int, first: int, steps: int = 16, moves: int = 0) -> Look:
+def window(hot: int, first: int, steps: int = 16, moves: int = 0, orders: Orders = NONE) -> Look:
     """Steps in which one expert is hot, as served by `CURRENT`."""
     heat = np.full((1, 4), 10, dtype=np.int32)
     heat[:, hot] = 100
@@ -30,7 +34,7 @@ def window(hot: int, first: int, steps: int = 16, moves: int = 0) -> Look:
         Step(first + i, 0, 2, dummy=False, torn=False, tokens=8, heat=heat, load=load, routed=none)
         for i in range(steps)
     ]
-    return Look(Heat(np.stack([heat] * steps), "all"), made, moves)
+    return Look(Heat(np.stack([heat] * steps), "all"), made, moves, CURRENT, orders)
 
 
 def shadows(*names: str, settings: BalanceSettings = SETTINGS) -> Shadows:
@@ -205,3 +209,29 @@ def test_the_mode_of_the_group_is_not_theirs(mode: str) -> None:
     shadow = asked_first(made)
     assert made.answered("p", PolicyAnswered(7, BETTER, 0.1), 0.0) == ""
     assert shadow.placement == Placement(BETTER, 4)
+
+
+def test_orders_hold_for_a_shadow_as_for_the_active_policy() -> None:
+    """A pinned expert stays where it is; a placement that cannot spare a rank is given up."""
+    pinned = Orders(pins=frozenset({(0, 2)}))
+    made = shadows("p")
+    made.look(window(2, 0, orders=pinned), 0.0)
+    turn(made)
+    assert made.answered("p", PolicyAnswered(7, BETTER, 0.1), 0.0) == ""
+    assert made.members["p"].placement == CURRENT
+    assert made.members["p"].outcome == "unchanged"
+
+
+def test_one_whose_placement_cannot_spare_a_drained_rank_goes_on_from_the_one_in_force() -> None:
+    roomy = Topology.single_node(3, 3)
+    current = Placement(np.array([[[0, 1, 2], [3, 0, 1], [3, 2, 0]]], dtype=np.int32), 4)
+    alone = Placement(np.array([[[0, 1, 2], [1, 0, 2], [3, 2, 0]]], dtype=np.int32), 4)
+    look = replace(window(2, 0), placement=current, orders=Orders(drained=frozenset({2})))
+    made = Shadows(SETTINGS, roomy, 1, 4)
+    made.retain(["p"], alone)
+    made.look(look, 0.0)
+    _, (shadow,) = turn(made)
+    assert shadow.placement == current
+    assert made.answered("p", PolicyAnswered(7, BETTER, 0.1), 0.0) == ""
+    assert shadow.placement.ranks == 3
+    assert (shadow.placement.slots[:, 2] == current.slots[:, 2]).all(), "it keeps what it holds"
