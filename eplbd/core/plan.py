@@ -1,30 +1,26 @@
 """From the placement in force to the wanted one, in epochs that are each safe to stop after.
 
-Owns the alignment of slots, the difference as moves, and what one epoch takes of it. It must not
-know which moves belong together (that is `chains`), who sends (`sources`), when (`rounds`), nor
-messages or deadlines.
+Owns the alignment of slots, the difference as moves, and the order in which epochs take them. It
+must not know which moves belong together (that is `chains`), how many fit into an epoch (`basket`),
+who sends (`sources`), when (`rounds`), nor messages or deadlines.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd.core.chains import Chain, Unit, Write, chains
+from eplbd.core.basket import Basket, Room
+from eplbd.core.chains import Chain, chains
 from eplbd.core.placement import Placement, validate
 from eplbd.core.rounds import Col, Transfers, colour
 from eplbd.core.shares import Parts, as_shares, even_parts
 from eplbd.core.sources import assign_sources
 from eplbd.core.topology import Link, Topology
 from eplbd.errors import LocalProtocolError, PlacementError
-
-_PATIENCE = 8
-"""Units that did not fit, per rank, after which an epoch looks no further: twice as many gain 1
-%."""
 
 
 def align(current: Placement, target: Placement) -> Placement:
@@ -167,7 +163,7 @@ class Plan:
         order = np.argsort(-heat.astype(np.float64), kind="stable")
         self._order: list[int] = order[changed.any(axis=(1, 2))[order]].tolist()
         self._pending: dict[int, list[Chain]] = {}
-        self._offered: tuple[_Basket, Placement] | None = None
+        self._offered: tuple[Basket, Placement] | None = None
         self._weighted = current.shares is not None or target.shares is not None
 
     @property
@@ -191,29 +187,33 @@ class Plan:
         return self._base
 
     def next_epoch(
-        self, experts_per_rank: int = 2, max_moves: int | None = None
+        self,
+        experts_per_rank: int = 2,
+        max_moves: int | None = None,
+        crossings: int | None = None,
     ) -> EpochPlan | None:
         """Cut the next epoch, hottest layers first; None when the target is reached.
 
         experts_per_rank: most experts that a rank receives, which is its number of staging buffers;
-        any number from 1 serves. max_moves: most moves over all ranks. Only a ring, moves that must
-        commit together, may exceed it, and then the epoch is that ring alone, with at most one move
-        per rank. Changes nothing: until `settled`, asking again with equal arguments gives an equal
-        epoch.
+        any number from 1 serves. max_moves: most moves over all ranks. crossings: most experts that
+        enter a node, and most that leave it, over the network in a round; in the epoch as many for
+        each expert of a rank. Only a ring, moves that must commit together, may exceed what is
+        meant for the epoch, and then the epoch is that ring alone, with at most one move per rank.
+        Changes nothing: until `settled`, asking again with equal arguments gives an equal epoch.
         """
-        if experts_per_rank < 1 or (max_moves is not None and max_moves < 1):
+        if min(experts_per_rank, *(n for n in (max_moves, crossings, 1) if n is not None)) < 1:
             raise LocalProtocolError(
-                f"plan: an epoch of {experts_per_rank} experts per rank and {max_moves} moves "
-                "makes no progress; give at least 1 of each"
+                f"plan: an epoch of {experts_per_rank} experts per rank, {max_moves} moves and "
+                f"{crossings} crossings makes no progress; give at least 1 of each"
             )
-        basket = _Basket(self._topology.ranks, experts_per_rank, max_moves)
+        basket = Basket(self._topology, Room(experts_per_rank, max_moves, crossings))
         layers = self._share_layers()
         if not layers.size:
             if not self.remaining:
                 return None
             self._fill(basket)
             layers = np.unique(np.array([layer for layer, _ in basket.writes], dtype=np.int32))
-        target, transfers = self._transfers(basket, layers)
+        target, transfers = self._transfers(basket, layers, crossings)
         self._offered = (basket, target)
         layers.setflags(write=False)
         rounds = int(transfers[-1, Col.ROUND]) + 1 if len(transfers) else 0
@@ -249,7 +249,7 @@ class Plan:
         due &= (self._base.slots == goal.slots).all(axis=(1, 2))
         return np.flatnonzero(due).astype(np.int32)
 
-    def _fill(self, basket: _Basket) -> None:
+    def _fill(self, basket: Basket) -> None:
         for layer, pending in self._layers():
             basket.open(layer, self._base.slots[layer])
             for chain in pending:
@@ -261,7 +261,9 @@ class Plan:
             basket.open(layer, self._base.slots[layer])
             basket.force(pending[0])
 
-    def _transfers(self, basket: _Basket, layers: NDArray[np.int32]) -> tuple[Placement, Transfers]:
+    def _transfers(
+        self, basket: Basket, layers: NDArray[np.int32], crossings: int | None
+    ) -> tuple[Placement, Transfers]:
         """The epoch's target, which differs in `layers`, and its transfers."""
         slots = self._base.slots.copy()
         table = np.full((len(basket.writes), len(Col)), -1, dtype=np.int32)
@@ -273,7 +275,11 @@ class Plan:
             table[row, Col.DST :] = (rank, slot, used[rank])
             used[rank] += 1
         slots.setflags(write=False)
-        transfers = colour(assign_sources(table, self._base, self._topology))
+        transfers = colour(
+            assign_sources(table, self._base, self._topology),
+            node_of=self._topology.node_of,
+            crossings=crossings,
+        )
         if not self._weighted:
             return Placement(slots, self._base.experts), transfers
         rows = slots[layers]
@@ -302,79 +308,6 @@ class Plan:
         used = [rank for rank in range(rows.shape[1]) if rank not in self._spared]
         parts[:, used] = even_parts(rows[:, used], self._base.experts)
         return parts
-
-
-class _Basket:
-    """What one epoch takes, and how much room is left on each rank to receive and to send.
-
-    The room to send is a guess, made with the holder that has most left; `sources` decides. It
-    keeps out units that would only lengthen the epoch by rounds in which most ranks idle.
-    """
-
-    def __init__(self, ranks: int, experts_per_rank: int, max_moves: int | None) -> None:
-        self.writes: list[tuple[int, Write]] = []
-        """With the layer of each."""
-        self.taken: list[tuple[Chain, int]] = []
-        """Chains and how many of their first units are in."""
-        self._layer = -1
-        self._holders: defaultdict[int, list[int]] = defaultdict(list)
-        self._receives = [experts_per_rank] * ranks
-        self._sends = [experts_per_rank] * ranks
-        self._full = 0
-        """Bit set of the ranks that can receive no more."""
-        self._all = (1 << ranks) - 1
-        self._moves = ranks * experts_per_rank if max_moves is None else max_moves
-        self._patience = _PATIENCE * ranks
-
-    @property
-    def is_full(self) -> bool:
-        """Whether looking further is not worth it."""
-        return self._full == self._all or len(self.writes) >= self._moves or self._patience <= 0
-
-    def open(self, layer: int, slots: NDArray[np.int32]) -> None:
-        """Go on to a layer that now holds `slots`, `[ranks, slots_per_rank]`."""
-        self._layer = layer
-        self._holders = defaultdict(list)
-        for rank, row in enumerate(slots.tolist()):
-            for expert in row:
-                self._holders[expert].append(rank)
-
-    def offer(self, chain: Chain) -> None:
-        """Take as many units from the front of `chain` as fit."""
-        units = 0
-        while units < len(chain) and self._fits(chain[units]):
-            self._put(chain[units])
-            units += 1
-        self._patience -= units < len(chain)
-        if units:
-            self.taken.append((chain, units))
-
-    def force(self, chain: Chain) -> None:
-        """Take the first unit of `chain`, however large."""
-        self._put(chain[0])
-        self.taken.append((chain, 1))
-
-    def _fits(self, unit: Unit) -> bool:
-        if unit.ranks & self._full or len(self.writes) + len(unit.writes) > self._moves:
-            return False
-        needed = Counter(self._sender(rank, expert) for rank, _, expert in unit.writes)
-        return all(self._sends[rank] >= sends for rank, sends in needed.items())
-
-    def _sender(self, rank: int, expert: int) -> int:
-        """The holder with most room left to send to `rank`."""
-        return max(self._holders[expert], key=self._sends.__getitem__)
-
-    def _put(self, unit: Unit) -> None:
-        senders = [self._sender(rank, expert) for rank, _, expert in unit.writes]
-        for write, sender in zip(unit.writes, senders, strict=True):
-            rank, _, expert = write
-            self.writes.append((self._layer, write))
-            self._receives[rank] -= 1
-            if not self._receives[rank]:
-                self._full |= 1 << rank
-            self._sends[sender] -= 1
-            # What was received can be sent on from its staging buffer.
-            self._holders[expert].append(rank)
 
 
 def _check_shapes(current: Placement, target: Placement) -> None:

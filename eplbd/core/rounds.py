@@ -1,4 +1,4 @@
-"""When each transfer of an epoch happens: rounds in which no rank sends or receives over its limit.
+"""When each transfer of an epoch happens: rounds in which no rank and no node is over its limit.
 
 Owns the layout of a transfer table (`Col`) and the colouring. It must not know how a sender was
 chosen (that is `sources`), nor bandwidths and forwards (that is `bubble`).
@@ -7,6 +7,7 @@ chosen (that is `sources`), nor bandwidths and forwards (that is `bubble`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -36,16 +37,25 @@ class Col(IntEnum):
     """Staging buffer at DST, from 0; the commit copies it to DST_SLOT."""
 
 
-def colour(transfers: Transfers, *, limit: int = 1) -> Transfers:
+def colour(
+    transfers: Transfers,
+    *,
+    limit: int = 1,
+    node_of: Sequence[int] = (),
+    crossings: int | None = None,
+) -> Transfers:
     """Give every transfer its round; order the table by round, layer, expert and destination.
 
     In a round a rank sends at most `limit` and receives at most `limit` transfers; local copies do
-    not count. What reads a staging buffer comes in a later round than what fills it. Without such
-    chains between ranks the number of rounds is the least possible: ceil(D / limit), D the most
-    sends or receives of one rank (König, 1916). Returns a new read-only table. Raises
-    LocalProtocolError where a source buffer is never filled.
+    not count. node_of: node of each rank. crossings: most transfers that leave a node in a round,
+    and most that enter it; None for any number. What reads a staging buffer comes in a later round
+    than what fills it. Without such chains between ranks, and while nodes stay within their limit
+    by themselves, the number of rounds is the least possible: ceil(D / limit), D the most sends or
+    receives of one rank (König, 1916). Where they do not, every round takes what it can, most
+    hindered first. Returns a new read-only table. Raises LocalProtocolError where a source buffer
+    is never filled.
     """
-    batch = _Batch(transfers.tolist(), limit)
+    batch = _Batch(transfers.tolist(), _Limits(limit, node_of, crossings))
     batch.place_chains()
     batch.place_rest()
     batch.place_copies()
@@ -117,13 +127,43 @@ def _exchange(
             held[vertex][first + second - c] = edge
 
 
+_Way = tuple[int, int]
+"""One of the things that a transfer takes up: what (see `_Limits.ways`), of which rank or node."""
+
+
+class _Limits:
+    """What a round may hold."""
+
+    def __init__(self, ranks: int, node_of: Sequence[int], crossings: int | None) -> None:
+        self.ranks = ranks
+        self._node_of, self._crossings = node_of, crossings
+        nodes = ranks if crossings is None else crossings
+        self._most = (ranks, ranks, nodes, nodes)
+
+    def ways(self, src: int, dst: int) -> Iterator[_Way]:
+        """What a transfer between two ranks takes up: these, and over the network their nodes."""
+        yield 0, src
+        yield 1, dst
+        if self._crossings is not None and self._node_of[src] != self._node_of[dst]:
+            yield 2, self._node_of[src]
+            yield 3, self._node_of[dst]
+
+    def most(self, way: _Way) -> int:
+        """How many transfers may take it in a round."""
+        return self._most[way[0]]
+
+
 class _Batch:
     """The rows of one table as lists, and the round of each."""
 
-    def __init__(self, rows: list[list[int]], limit: int) -> None:
-        self.limit = limit
+    def __init__(self, rows: list[list[int]], limits: _Limits) -> None:
+        self.limits = limits
         self.src = [row[Col.SRC] for row in rows]
         self.dst = [row[Col.DST] for row in rows]
+        self.ways = [
+            () if src == dst else tuple(limits.ways(src, dst))
+            for src, dst in zip(self.src, self.dst, strict=True)
+        ]
         self.when = [-1] * len(rows)
         self.next_round = 0
         self.parent = _parents(rows)
@@ -152,32 +192,35 @@ class _Batch:
     def place_chains(self) -> None:
         """Fill rounds, most urgent row first, until no chain is left."""
         while any(self.tail[i] or self.parent[i] >= 0 for i in self.open):
-            out = Counter(self.src[i] for i in self.open if self.src[i] != self.dst[i])
-            into = Counter(self.dst[i] for i in self.open if self.src[i] != self.dst[i])
-            ready = [i for i in self.open if self.parent[i] < 0 or self.when[self.parent[i]] >= 0]
-            # What much waits for, then what keeps the busiest ranks busy.
-            ready.sort(
-                key=lambda i: (-self.tail[i], -out[self.src[i]] - into[self.dst[i]], i),
-            )
-            self._fill_round(ready)
+            self._fill_round()
 
-    def _fill_round(self, ready: list[int]) -> None:
-        sends, receives = Counter[int](), Counter[int]()
+    def _fill_round(self) -> None:
+        """Take what is ready: what much waits for, then what keeps the busiest ways busy."""
+        busy = Counter(way for i in self.open for way in self.ways[i])
+        ready = [i for i in self.open if self.parent[i] < 0 or self.when[self.parent[i]] >= 0]
+        ready.sort(key=lambda i: (-self.tail[i], -self._hindered(i, busy), i))
+        taken = Counter[_Way]()
         for i in ready:
-            src, dst = self.src[i], self.dst[i]
-            if src != dst:
-                if sends[src] == self.limit or receives[dst] == self.limit:
-                    continue
-                sends[src] += 1
-                receives[dst] += 1
-            self.when[i] = self.next_round
+            if all(taken[way] < self.limits.most(way) for way in self.ways[i]):
+                taken.update(self.ways[i])
+                self.when[i] = self.next_round
         self.open = [i for i in self.open if self.when[i] < 0]
         self.next_round += 1
 
+    def _hindered(self, row: int, busy: Counter[_Way]) -> float:
+        """Rounds that all need who want the ways of `row`, summed over these."""
+        return sum(busy[way] / self.limits.most(way) for way in self.ways[row])
+
     def place_rest(self) -> None:
-        """Colour the rows that wait for nothing."""
+        """Colour the rows that wait for nothing; where nodes are over their limit, fill rounds."""
         ends = [(self.src[i], self.dst[i]) for i in self.open]
-        for i, c in zip(self.open, edge_colours(ends, limit=self.limit), strict=True):
+        coloured = dict(zip(self.open, edge_colours(ends, limit=self.limits.ranks), strict=True))
+        used = Counter((c, way) for i, c in coloured.items() for way in self.ways[i])
+        if any(times > self.limits.most(way) for (_, way), times in used.items()):
+            while self.open:
+                self._fill_round()
+            return
+        for i, c in coloured.items():
             self.when[i] = self.next_round + c
         self.open = []
 

@@ -1,8 +1,10 @@
 """Who sends each expert that an epoch moves.
 
 Owns the choice of holders: the same rank, then the same node, then other nodes, balanced so that no
-rank is a hot sender, and the trees by which one expert reaches many homes. It must not know rounds
-beyond the fact that what was received may be sent on.
+rank is a hot sender, and the trees by which one expert reaches many homes. An expert crosses the
+network to a node once at most, and only where that node lacks it: every other link is several times
+as fast, and nobody else's. It must not know rounds beyond the fact that what was received may be
+sent on.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ class _Source:
 
 @dataclass(slots=True)
 class _Spread:
-    """One expert's way to its new homes."""
+    """One expert's way to some of its new homes: all on the holders' node, or one on each other."""
 
     holders: list[_Source]
     homes: list[int]
     """Indices of the rows that cross ranks, one per new home."""
+    crosses: bool = False
+    """Whether that is over the network."""
 
     @property
     def fans_out(self) -> bool:
@@ -45,12 +49,13 @@ class _Spread:
 def assign_sources(transfers: Transfers, base: Placement, topology: Topology) -> Transfers:
     """Fill SRC, SRC_SLOT and SRC_BUFFER of every row from the holders in `base`.
 
-    A rank that holds the expert, or receives it in the same table, copies it locally. Where an
-    expert has at least as many holders as new homes, each home is served by a holder: one of its
-    node unless that holder already sends more than the busiest rank receives (so the choice costs
-    no round), then the one that sends least. Where it has fewer, receivers send on from their
-    staging buffers, as a tree: n homes of one holder need about log2(n + 1) rounds. Returns a new
-    table. Raises PlacementError where nobody holds an expert.
+    A rank that holds the expert, or receives it in the same table, copies it locally. A home whose
+    node has holders is served by those; of the homes on a node without any, one is served by
+    another node and the others by that one. Where there are at least as many senders as homes, each
+    home is served by one that has the expert in a slot: by the one that sends least, over the
+    network by one of the node that sends least over it. Where there are fewer, receivers send on
+    from their staging buffers, as a tree: n homes of one holder need about log2(n + 1) rounds.
+    Returns a new table. Raises PlacementError where nobody holds an expert.
     """
     return _Assignment(transfers, base, topology).run()
 
@@ -66,6 +71,10 @@ class _Assignment:
         self.buffer: list[int] = transfers[:, Col.DST_BUFFER].tolist()
         self.source: dict[int, _Source] = {}
         self.load = Counter[int]()
+        self.leaving = Counter[int]()
+        """Sends over the network, by node."""
+        self.gates = Counter[int]()
+        """By rank: experts that it is the first of its node to have."""
         self.cap = 1
         """Sends of a rank that cost no round: as many as the busiest rank receives."""
 
@@ -82,7 +91,7 @@ class _Assignment:
                 self._grow_tree(spread)
             else:
                 for home in spread.homes:
-                    self._send(home, min(spread.holders, key=self._cost_to(home)))
+                    self._send(home, min(spread.holders, key=self._cost(spread)))
         self._level(direct)
         for row, source in self.source.items():
             self.table[row, Col.SRC : Col.DST] = (source.rank, source.slot, source.buffer)
@@ -105,69 +114,63 @@ class _Assignment:
                     "validate the current placement first",
                     layer=layer,
                 )
-            spread = _Spread(list(at.values()), [])
+            holders, homes = list(at.values()), list[int]()
             for row in rows:
                 dst = self.dst[row]
                 if dst in at:
                     self.source[row] = at[dst]
                 else:
-                    at[dst] = _Source(dst, -1, self.buffer[row])
-                    spread.homes.append(row)
-            spreads.append(spread)
+                    at[dst] = self._received(row)
+                    homes.append(row)
+            spreads += self._near(holders, homes)
         return spreads
 
-    def _cost_to(self, home: int) -> Callable[[_Source], tuple[int, bool, int, int]]:
-        node = self.node_of[self.dst[home]]
+    def _received(self, row: int) -> _Source:
+        """Where the expert of a row can be sent on from, once it came."""
+        return _Source(self.dst[row], -1, self.buffer[row])
 
-        def cost(source: _Source) -> tuple[int, bool, int, int]:
+    def _near(self, holders: list[_Source], homes: list[int]) -> list[_Spread]:
+        """Cut one expert's way into what stays within nodes and what enters those without it."""
+        near: defaultdict[int, list[_Source]] = defaultdict(list)
+        for source in holders:
+            near[self.node_of[source.rank]].append(source)
+        waiting: defaultdict[int, list[int]] = defaultdict(list)
+        for home in homes:
+            waiting[self.node_of[self.dst[home]]].append(home)
+        entering: list[int] = []
+        for node in sorted(waiting.keys() - near.keys()):
+            gate = min(waiting[node], key=lambda home: (self.gates[self.dst[home]], home))
+            self.gates[self.dst[gate]] += len(waiting[node]) > 1
+            waiting[node].remove(gate)
+            near[node].append(self._received(gate))
+            entering.append(gate)
+        spreads = [_Spread(near[node], own) for node, own in sorted(waiting.items()) if own]
+        return [*spreads, _Spread(holders, entering, crosses=True)] if entering else spreads
+
+    def _cost(self, spread: _Spread) -> Callable[[_Source], tuple[int, int, int, int]]:
+        def cost(source: _Source) -> tuple[int, int, int, int]:
             load = self.load[source.rank]
             over = max(0, load + 1 - self.cap)
-            return over, self.node_of[source.rank] != node, load, source.rank
+            leaving = self.leaving[self.node_of[source.rank]] if spread.crosses else 0
+            return over, leaving, load, source.rank
 
         return cost
 
     def _send(self, home: int, source: _Source) -> None:
         self.source[home] = source
         self.load[source.rank] += 1
+        node = self.node_of[source.rank]
+        self.leaving[node] += node != self.node_of[self.dst[home]]
 
     def _grow_tree(self, spread: _Spread) -> None:
-        """Let each rank that has the expert send it once, then all of them again, and so on.
-
-        A copy goes first to nodes without one, then to homes of the sender's node, and crosses
-        nodes again only where the sender would idle otherwise.
-        """
-        waiting: defaultdict[int, deque[int]] = defaultdict(deque)
-        for home in spread.homes:
-            waiting[self.node_of[self.dst[home]]].append(home)
-        having = list(spread.holders)
-        while any(waiting.values()):
-            idle = sorted(
-                having,
-                key=lambda s: (len(waiting[self.node_of[s.rank]]), self.load[s.rank], s.rank),
-            )
-            reached = {self.node_of[source.rank] for source in idle}
-            bare = [
-                node for node, homes in sorted(waiting.items()) if homes and node not in reached
-            ]
-            sent = [(source, waiting[node]) for source, node in zip(idle, bare, strict=False)]
-            having += [self._send_on(source, homes) for source, homes in sent]
-            rest: list[_Source] = []
-            for source in idle[len(sent) :]:
-                own = waiting[self.node_of[source.rank]]
-                if own:
-                    having.append(self._send_on(source, own))
-                else:
-                    rest.append(source)
-            for source in rest:
-                most = max(waiting.values(), key=len)
-                if most:
-                    having.append(self._send_on(source, most))
-
-    def _send_on(self, source: _Source, homes: deque[int]) -> _Source:
-        """Serve the first of `homes`; return it as a source for the next round."""
-        home = homes.popleft()
-        self._send(home, source)
-        return _Source(self.dst[home], -1, self.buffer[home])
+        """Let each rank that has the expert send it once, then all of them again, and so on."""
+        waiting, having = deque(spread.homes), list(spread.holders)
+        while waiting:
+            for source in sorted(having, key=self._cost(spread)):
+                if waiting:
+                    home = waiting.popleft()
+                    self._send(home, source)
+                    having.append(self._received(home))
 
     def _level(self, direct: list[_Spread]) -> None:
         """Move sends away from the busiest rank while any chain of other holders allows it.

@@ -163,6 +163,23 @@ def test_an_aborted_epoch_is_offered_again(case: Case, data: st.DataObject) -> N
         shaky.settled()
 
 
+@given(pairs(), st.integers(1, 2), st.integers(1, 3))
+def test_no_round_is_over_a_nodes_budget(case: Case, experts_per_rank: int, crossings: int) -> None:
+    group, current, target = case
+    node_of = group.topology.node_of
+    plan = Plan(current, target, group.topology)
+    memory = Memory(current, buffers=experts_per_rank)
+    while (epoch := plan.next_epoch(experts_per_rank, crossings=crossings)) is not None:
+        rows = epoch.transfers.tolist()
+        far = [row for row in rows if node_of[row[Col.SRC]] != node_of[row[Col.DST]]]
+        for end in (Col.SRC, Col.DST):
+            busy = Counter((row[Col.ROUND], node_of[row[end]]) for row in far)
+            assert max(busy.values(), default=0) <= crossings
+        memory.run(epoch)
+        plan.settled()
+    assert holds(memory.placement()) == holds(target)
+
+
 def test_settled_needs_an_epoch() -> None:
     plan = Plan(Placement.linear(1, 2, 2, 1), swapped(), Topology.single_node(2, 1))
     with pytest.raises(LocalProtocolError, match="without an epoch"):
@@ -261,8 +278,8 @@ def test_for_rank_gives_each_rank_its_own_rows_in_order() -> None:
         assert array.dtype == np.int32
 
 
-@pytest.mark.parametrize("arguments", [(0, None), (-1, None), (2, 0)])
-def test_refuses_epochs_without_room(arguments: tuple[int, int | None]) -> None:
+@pytest.mark.parametrize("arguments", [(0, None), (-1, None), (2, 0), (2, None, 0)])
+def test_refuses_epochs_without_room(arguments: tuple[int, int | None, int | None]) -> None:
     plan = Plan(Placement.linear(1, 2, 2, 1), swapped(), Topology.single_node(2, 1))
     with pytest.raises(LocalProtocolError, match="makes no progress"):
         plan.next_epoch(*arguments)

@@ -97,6 +97,52 @@ def test_buffers_are_read_after_they_are_filled(data: st.DataObject) -> None:
     assert len(used) <= max(most + max(depth, default=0), 1)
 
 
+@given(st.data())
+def test_nodes_keep_within_their_limit(data: st.DataObject) -> None:
+    """And a row waits no longer than for those before it in its own ways."""
+    chosen = data.draw(edges)
+    nodes = data.draw(st.lists(st.integers(0, 2), min_size=7, max_size=7))
+    limit, crossings = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    transfers = colour(table(chosen), limit=limit, node_of=nodes, crossings=crossings)
+    assert_conflict_free(transfers, limit)
+    rows = crossing(transfers.tolist())
+    for end in (Col.SRC, Col.DST):
+        far = [row for row in rows if nodes[row[Col.SRC]] != nodes[row[Col.DST]]]
+        busy = Counter((row[Col.ROUND], nodes[row[end]]) for row in far)
+        assert max(busy.values(), default=0) <= crossings
+    used = set(transfers[:, Col.ROUND].tolist())
+    assert used == set(range(len(used))), "an empty round"
+    assert Counter(tuple(row[1:]) for row in transfers.tolist()) == Counter(
+        tuple(row[1:]) for row in table(chosen).tolist()
+    )
+    if len(used) > 1:
+        most = max(waits(row, rows, nodes, (limit, crossings)) for row in rows)
+        assert len(used) <= 1 + most
+
+
+def waits(row: list[int], rows: list[list[int]], nodes: list[int], limits: tuple[int, int]) -> int:
+    """Rounds in which one of a row's ways may be full without it."""
+    src, dst = row[Col.SRC], row[Col.DST]
+    limit, crossings = limits
+    ranks = [sum(other[Col.SRC] == src for other in rows), sum(o[Col.DST] == dst for o in rows)]
+    full = sum((busy - 1) // limit for busy in ranks)
+    if nodes[src] == nodes[dst]:
+        return full
+    far = [other for other in rows if nodes[other[Col.SRC]] != nodes[other[Col.DST]]]
+    ways = [
+        sum(nodes[other[Col.SRC]] == nodes[src] for other in far),
+        sum(nodes[other[Col.DST]] == nodes[dst] for other in far),
+    ]
+    return full + sum((busy - 1) // crossings for busy in ways)
+
+
+@given(edges, st.lists(st.integers(0, 2), min_size=7, max_size=7))
+def test_a_limit_that_nobody_reaches_changes_nothing(chosen: Edges, nodes: list[int]) -> None:
+    free = colour(table(chosen))
+    loose = colour(table(chosen), node_of=nodes, crossings=len(chosen) + 1)
+    assert loose.tolist() == free.tolist()
+
+
 def test_order_is_total_and_rows_stay_whole() -> None:
     chosen = [(2, 0), (1, 0), (0, 2), (0, 1)]
     transfers = colour(table(chosen))

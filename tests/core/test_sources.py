@@ -82,9 +82,8 @@ def test_no_rank_sends_more_than_it_must(data: st.DataObject) -> None:
     for expert, held in enumerate(holders):
         homes = data.draw(st.sets(st.integers(0, ranks - 1), max_size=len(held)))
         wants += [(expert, home) for home in sorted(homes - held)]
-    nodes = data.draw(st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks))
     placement = base(holders, ranks)
-    topology = Topology(ranks, placement.slots_per_rank, tuple(nodes))
+    topology = Topology.single_node(ranks, placement.slots_per_rank)
     assigned = assign_sources(table(wants), placement, topology)
     busiest = max(sends(assigned).values(), default=0)
     best = least_busiest([sorted(holders[expert]) for expert, _ in wants])
@@ -94,17 +93,62 @@ def test_no_rank_sends_more_than_it_must(data: st.DataObject) -> None:
         assert placement.slots[0, row[Col.SRC], row[Col.SRC_SLOT]] == row[Col.EXPERT]
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4))
-def test_many_homes_are_reached_by_doubling(homes: int, holders: int, nodes: int) -> None:
+@given(st.data())
+def test_an_expert_crosses_to_a_node_once_and_only_where_it_is_lacking(data: st.DataObject) -> None:
+    ranks = data.draw(st.integers(2, 12))
+    some = st.sets(st.integers(0, ranks - 1), min_size=1, max_size=4)
+    holders = data.draw(st.lists(some, min_size=1, max_size=8))
+    homes = data.draw(st.lists(some, min_size=len(holders), max_size=len(holders)))
+    wants = [(expert, home) for expert, its in enumerate(homes) for home in sorted(its)]
+    nodes = data.draw(st.lists(st.integers(0, 3), min_size=ranks, max_size=ranks))
+    placement = base(holders, ranks)
+    topology = Topology(ranks, placement.slots_per_rank, tuple(nodes))
+    assigned = colour(assign_sources(table(wants), placement, topology), node_of=nodes)
+    entered = Counter(
+        (row[Col.EXPERT], nodes[row[Col.DST]])
+        for row in assigned.tolist()
+        if nodes[row[Col.SRC]] != nodes[row[Col.DST]]
+    )
+    lacking = {
+        (expert, nodes[home])
+        for expert, home in wants
+        if nodes[home] not in {nodes[rank] for rank in holders[expert]}
+    }
+    assert entered == Counter(lacking)
+    assert len(assigned) == len(wants)
+
+
+def doublings(homes: int, holders: int) -> int:
+    return ceil(log2((homes + holders) / holders) - 1e-9)
+
+
+@given(st.integers(1, 40), st.integers(1, 5))
+def test_many_homes_are_reached_by_doubling(homes: int, holders: int) -> None:
     ranks = homes + holders
     placement = base([set(range(holders))], ranks)
-    topology = Topology(
-        ranks, placement.slots_per_rank, tuple(rank % nodes for rank in range(ranks))
-    )
+    topology = Topology.single_node(ranks, placement.slots_per_rank)
     wants = [(0, home) for home in range(holders, ranks)]
     transfers = colour(assign_sources(table(wants), placement, topology))
+    assert int(transfers[-1, Col.ROUND]) + 1 == doublings(homes, holders)
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 4))
+def test_other_nodes_are_reached_by_doubling_and_then_from_within(
+    nodes: int, size: int, holders: int
+) -> None:
+    """Holders, the first ranks of node 0, serve all others of all nodes."""
+    holders, ranks = min(holders, size), nodes * size
+    placement = base([set(range(holders))], ranks)
+    node_of = tuple(rank // size for rank in range(ranks))
+    topology = Topology(ranks, placement.slots_per_rank, node_of)
+    wants = [(0, home) for home in range(holders, ranks)]
+    if not wants:
+        return
+    transfers = colour(assign_sources(table(wants), placement, topology))
     rounds = int(transfers[-1, Col.ROUND]) + 1
-    assert rounds == ceil(log2((homes + holders) / holders) - 1e-9)
+    assert rounds >= doublings(len(wants), holders)
+    own = doublings(size - holders, holders) if nodes == 1 else doublings(size - 1, 1)
+    assert rounds <= doublings(nodes - 1, holders) + own + 1
 
 
 def test_one_copy_crosses_to_each_node() -> None:
@@ -122,11 +166,22 @@ def test_the_same_node_is_preferred_while_it_costs_no_round() -> None:
     assert [of(near, expert) for expert in range(3)] == [{3: 2}, {3: 2}, {1: 0}]
 
 
-def test_a_hot_sender_is_relieved_by_another_node() -> None:
+def test_a_hot_sender_is_relieved_by_a_near_one_alone() -> None:
     placement = base([{0, 3}, {0, 3}], 5)
-    topology = Topology(5, placement.slots_per_rank, (0, 0, 0, 1, 1))
-    assigned = assign_sources(table([(0, 1), (1, 2)]), placement, topology)
-    assert sends(assigned) == {0: 1, 3: 1}
+    wants = table([(0, 1), (1, 2)])
+    near = Topology.single_node(5, placement.slots_per_rank)
+    assert sends(assign_sources(wants, placement, near)) == {0: 1, 3: 1}
+    far = Topology(5, placement.slots_per_rank, (0, 0, 0, 1, 1))
+    assert sends(assign_sources(wants, placement, far)) == {0: 2}
+
+
+def test_nodes_take_turns_to_send_over_the_network() -> None:
+    placement = base([{0, 2}] * 4, 6)
+    topology = Topology(6, placement.slots_per_rank, (0, 0, 1, 1, 2, 2))
+    assigned = assign_sources(
+        table([(expert, 4 + expert % 2) for expert in range(4)]), placement, topology
+    )
+    assert sends(assigned) == {0: 2, 2: 2}
 
 
 def test_relief_reaches_over_several_holders() -> None:
