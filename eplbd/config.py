@@ -18,6 +18,7 @@ from eplbd.errors import ConfigError
 from eplbd.sections import (
     Alarms,
     Balance,
+    Cluster,
     Config,
     Control,
     Daemon,
@@ -34,11 +35,13 @@ from eplbd.sections import (
     stream_endpoints,
 )
 from eplbd.sources import TABLES, Given, as_list, as_toml, from_env, from_file, from_flags, near
+from eplbd.tcp import TCP_FORM, is_key, is_wildcard, tcp_host
 
 __all__ = [
     "SYSTEM_FILE",
     "Alarms",
     "Balance",
+    "Cluster",
     "Config",
     "Control",
     "Daemon",
@@ -240,6 +243,7 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
     """What is wrong about values that are each in bounds."""
     epoch, balance, session = loaded.config.epoch, loaded.config.balance, loaded.config.session
     yield from _endpoints(loaded)
+    yield from _cluster(loaded)
     yield from _modes(loaded)
 
     def clash(one: str, relation: str, other: str, reason: str) -> str:
@@ -278,12 +282,42 @@ def _endpoints(loaded: Loaded) -> Iterator[str]:
     for key, socket, longest in given:
         place = f"{loaded.where(key)}: {key} = {socket!r}"
         if socket.startswith("tcp://"):
-            hint = "use ipc:// and a path"
-            yield f"{place}: tcp needs CURVE keys, which are not supported yet; {hint}"
+            hint = "use ipc:// and a path; daemons of other nodes are reached through [cluster]"
+            yield f"{place}: tcp without encryption does not exist here; {hint}"
         elif not socket.startswith("ipc:///"):
             yield f"{place}: expected ipc:// followed by an absolute path"
         elif len(longest.removeprefix("ipc://").encode()) > 107:
             yield f"{place}: a path longer than 107 bytes does not fit a unix socket's address"
+
+
+def _cluster(loaded: Loaded) -> Iterator[str]:
+    """What cannot be the address of a node's daemon, and what says half of one."""
+    cluster = loaded.config.cluster
+    for key in ("listen", "advertise", "leader"):
+        endpoint = getattr(cluster, key)
+        place = f"{loaded.where(f'cluster.{key}')}: cluster.{key} = {endpoint!r}"
+        if not endpoint:
+            continue
+        if not tcp_host(endpoint):
+            yield f"{place}: expected {TCP_FORM}"
+        elif key != "listen" and is_wildcard(endpoint):
+            yield f"{place}: nobody can connect to that; name the address that other nodes reach"
+        if not cluster.listen:
+            hint = 'set cluster.listen = "tcp://ADDRESS:PORT"'
+            yield f"{place}: without cluster.listen this node is alone; {hint}, or drop this"
+    if is_wildcard(cluster.listen) and not cluster.advertise:
+        yield (
+            f"{loaded.where('cluster.listen')}: cluster.listen = {cluster.listen!r} is every "
+            "address of this machine, which nobody can connect to: set cluster.advertise to the "
+            "one that other nodes reach"
+        )
+    for one, other in (("leader", "leader_key"), ("leader_key", "leader")):
+        if getattr(cluster, one) and not getattr(cluster, other):
+            place = loaded.where(f"cluster.{one}")
+            yield f"{place}: cluster.{one} says who leads only together with cluster.{other}"
+    if cluster.leader_key and not is_key(cluster.leader_key):
+        place = f"{loaded.where('cluster.leader_key')}: cluster.leader_key"
+        yield f"{place}: expected a public key, 40 characters as `eplbd keygen` prints them"
 
 
 def _modes(loaded: Loaded) -> Iterator[str]:

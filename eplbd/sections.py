@@ -122,6 +122,18 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inflation_ceiling: Annotated[float, msgspec.Meta(gt=1.0, le=100.0)] = 1.05
 
 
+class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The daemons of other nodes: where they reach this one and whom it trusts."""
+
+    listen: str = ""
+    advertise: str = ""
+    leader: str = ""
+    leader_key: str = ""
+    key_file: Name = "/etc/eplbd/keys/node.key_secret"
+    trust_dir: Name = "/etc/eplbd/trust"
+    interval_s: Annotated[float, msgspec.Meta(ge=0.01, le=60.0)] = 0.25
+
+
 class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One worker's connection: signs of life and the largest message either side accepts."""
 
@@ -148,6 +160,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: Metrics = Metrics()
     stream: Stream = Stream()
     control: Control = Control()
+    cluster: Cluster = Cluster()
     policy: Policy = Policy()
     plugins: Plugins = Plugins()
     balance: Balance = Balance()

@@ -206,7 +206,45 @@ def test_an_empty_variable_turns_all_plugins_off(tmp_path: Path) -> None:
         ("[epoch]\nresend_s = 2\n", "eplbd.toml:2: epoch.decide_timeout_s = 2.0 (def"),
         (
             "[daemon]\nsocket = 'tcp://*:5000'\n",
-            "eplbd.toml:2: daemon.socket = 'tcp://*:5000': tcp needs CURVE keys",
+            (
+                "eplbd.toml:2: daemon.socket = 'tcp://*:5000': tcp without encryption does not "
+                "exist here; use ipc:// and a path; daemons of other nodes are reached through "
+                "[cluster]"
+            ),
+        ),
+        (
+            "[cluster]\nlisten = 'udp://10.0.0.1:9477'\n",
+            "eplbd.toml:2: cluster.listen = 'udp://10.0.0.1:9477': expected tcp://HOST:PORT, HOST",
+        ),
+        (
+            "[cluster]\nlisten = 'tcp://0.0.0.0:9477'\n",
+            (
+                "eplbd.toml:2: cluster.listen = 'tcp://0.0.0.0:9477' is every address of this "
+                "machine, which nobody can connect to: set cluster.advertise"
+            ),
+        ),
+        (
+            "[cluster]\nlisten = 'tcp://10.0.0.1:9477'\nadvertise = 'tcp://[::]:9477'\n",
+            "eplbd.toml:3: cluster.advertise = 'tcp://[::]:9477': nobody can connect to that; name",
+        ),
+        (
+            "[cluster]\nleader = 'tcp://10.0.0.1:9477'\nleader_key = 'short'\n",
+            (
+                "eplbd.toml:2: cluster.leader = 'tcp://10.0.0.1:9477': without cluster.listen this "
+                "node is alone; set cluster.listen"
+            ),
+        ),
+        (
+            "[cluster]\nlisten = 'tcp://10.0.0.1:9477'\nleader = 'tcp://10.0.0.2:9477'\n",
+            "eplbd.toml:3: cluster.leader says who leads only together with cluster.leader_key",
+        ),
+        (
+            f"[cluster]\nleader = 'x'\nleader_key = '{'~' * 40}'\nlisten = 'tcp://h:1'\n",
+            "eplbd.toml:2: cluster.leader = 'x': expected tcp://HOST:PORT",
+        ),
+        (
+            f"[cluster]\nleader = 'tcp://h:2'\nleader_key = '{'~' * 40}'\nlisten = 'tcp://h:1'\n",
+            "eplbd.toml:3: cluster.leader_key: expected a public key, 40 characters",
         ),
         ("[daemon]\nsocket = 'ipc://x'\n", "eplbd.toml:2: daemon.socket = 'ipc://x': expected ipc"),
         ("[daemon]\nsocket_mode = '660'\n", "eplbd.toml:2: daemon.socket_mode: expected `str` m"),
@@ -224,7 +262,7 @@ def test_a_long_socket_path_is_refused_before_the_system_does(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("socket", "words"),
     [
-        ("tcp://*:5000", "tcp needs CURVE keys"),
+        ("tcp://*:5000", "tcp without encryption does not exist here"),
         ("events.sock", "expected ipc:// followed by an absolute path"),
         (f"ipc:///{'x' * 100}", "107 bytes"),  # with what its second socket's name adds
     ],
