@@ -262,7 +262,7 @@ class Agent:
             self._nack(event.epoch, event.reason, lane_broken=event.lane_broken)
         else:
             self.standing = Standing.STAGED
-            figures = event.forward, event.stage_s, event.bytes_received
+            figures = event.forward, event.stage_s, event.bytes_received, event.transfer_s
             self._reply(m.Staged(self.term, event.epoch, *figures))
 
     def _flipped(self, event: e.Flipped) -> None:

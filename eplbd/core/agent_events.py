@@ -51,6 +51,7 @@ class RoundsDone:
     forward: int = 0
     stage_s: float = 0.0
     bytes_received: int = 0
+    transfer_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

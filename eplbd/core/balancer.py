@@ -111,12 +111,21 @@ class Balancer:
                 self.ledger.report(rank, message)
                 self._audit()
             return
-        if isinstance(message, m.Pulse):
-            self.pacer.observe(
-                forward_s=message.forward_s, staging_forward_s=message.staging_forward_s
-            )
+        self._timed(message)
         self.group.heard(rank, message)
         self.after()
+
+    def _timed(self, message: m.FromAgent) -> None:
+        """Show the pacer what a message tells of times; nothing of an epoch that is over."""
+        match message:
+            case m.Pulse(forward_s=plain, staging_forward_s=staging):
+                self.pacer.observe(forward_s=plain, staging_forward_s=staging)
+            case m.Staged(term, epoch, stage_s=stage_s, transfer_s=transfer_s):
+                leader = self.group.leader
+                if leader is not None and (leader.term, leader.epoch) == (term, epoch):
+                    self.pacer.staged(stage_s=stage_s, transfer_s=transfer_s)
+            case _:
+                pass
 
     def _audit(self) -> None:
         assert self.ledger is not None
@@ -313,8 +322,8 @@ class Balancer:
         assert cycle is not None
         before, leader = group.placement, group.end(plan.target)
         settled = leader.phase is EpochPhase.SETTLED
-        nbytes = plan.bytes(group.shape.expert_bytes)
-        self.out.append(epoch_line(group, leader, plan, cycle.tally.policy))
+        line = epoch_line(group, leader, plan, cycle.tally.policy, self.pacer.used)
+        self.out.append(line)
         if settled:
             assert group.placement is not None
             self.kept = persist = kept_of(group)
@@ -324,9 +333,7 @@ class Balancer:
             if before is not None and not cycle.tally.settled:
                 self.before = before
                 self.out.append(Keep(group.name, PREVIOUS, before))
-        cycle.epoch_ended(
-            settled=settled, moves=plan.moves, nbytes=nbytes, reason=leader.reason, now=self.now
-        )
+        cycle.epoch_ended(line, now=self.now)
         self.after()
 
     def _served(self) -> list[Step]:

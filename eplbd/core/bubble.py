@@ -1,8 +1,8 @@
 """How fast weights may travel beside the forwards, so that latency stays under its ceiling.
 
 Owns the pace: from forward times measured with and without transfers it finds, by additive increase
-and multiplicative decrease, the experts per forward that the bubbles take. It must not know which
-transfers there are (that is `rounds`) nor when an epoch begins.
+and multiplicative decrease, the experts per forward that the bubbles take; and how much of them was
+used. It must not know which transfers there are (that is `rounds`) nor when an epoch begins.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Pacer:
         """Seconds of staging forwards since the pace was last judged."""
         self._inflation = 0.0
         """Ratio found in the last trial; 0 before the first."""
+        self._used = 0.0
         self._cost = _Cost()
 
     def observe(self, *, forward_s: float = 0.0, staging_forward_s: float = 0.0) -> None:
@@ -100,15 +101,21 @@ class Pacer:
         forward_s: of forwards during which nothing was staged. staging_forward_s: of the others.
         0 where there was no such forward. Raises RemoteProtocolError for what is no duration.
         """
-        for name, value in (("forward_s", forward_s), ("staging_forward_s", staging_forward_s)):
-            if not 0 <= value <= _LONGEST_S:
-                raise RemoteProtocolError(
-                    f"pulse: {name} is {value}, expected 0 to {_LONGEST_S} seconds"
-                )
+        _demand_durations("pulse", forward_s=forward_s, staging_forward_s=staging_forward_s)
         if forward_s >= _SHORTEST_S:
             self._plain.append(forward_s)
         if staging_forward_s >= _SHORTEST_S:
             self._trial.append(staging_forward_s)
+
+    def staged(self, *, stage_s: float, transfer_s: float) -> None:
+        """Take how long a rank staged, and for how long of that its rounds were under way.
+
+        Of every rank once per epoch; 0 seconds where it did not say. Raises RemoteProtocolError for
+        what is no duration.
+        """
+        _demand_durations("staged", stage_s=stage_s, transfer_s=transfer_s)
+        if transfer_s and stage_s >= _SHORTEST_S:
+            self._used = max(self._used, min(1.0, transfer_s / stage_s))
 
     def pace(self) -> Pace:
         """The pace of the next epoch.
@@ -116,7 +123,7 @@ class Pacer:
         What was observed since the last call is one trial, judged now: over the ceiling the pace is
         halved, else it rises by a step. Without new figures the answer stays the same.
         """
-        rate = self._rate or self._first()
+        rate, self._used = self._rate or self._first(), 0.0
         if self._trial and self._plain:
             self._inflation = median(self._trial) / self.forward_s
             self._cost.learn(self.current.stride, self._inflation - 1)
@@ -143,6 +150,15 @@ class Pacer:
     def inflation(self) -> float:
         """Forwards with transfers to those without, as a ratio, in the last trial; 0 before it."""
         return self._inflation
+
+    @property
+    def used(self) -> float:
+        """Share of the bubbles that rounds took, 0 to 1, in the epoch of the newest pace.
+
+        All the time in which an epoch stages is a bubble, between forwards or beside them; of the
+        ranks the one counts that used most of it. 0 where none has said.
+        """
+        return self._used
 
     @property
     def over(self) -> bool:
@@ -181,6 +197,14 @@ class Pacer:
         if not (self._bandwidth and self._plain):
             return _FASTEST
         return self._bandwidth * self.forward_s / self._expert_bytes
+
+
+def _demand_durations(message: str, **durations: float) -> None:
+    for name, value in durations.items():
+        if not 0 <= value <= _LONGEST_S:
+            raise RemoteProtocolError(
+                f"{message}: {name} is {value}, expected 0 to {_LONGEST_S} seconds"
+            )
 
 
 class _Cost:

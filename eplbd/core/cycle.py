@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.core.drift import Profile
+from eplbd.core.epoch import Phase as EpochPhase
 from eplbd.core.heat import Heat
 from eplbd.core.orders import Orders
 from eplbd.core.placement import Placement, par, rank_load, validate
@@ -25,6 +26,7 @@ from eplbd.errors import PlacementError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from eplbd.core.events import EpochEnded
     from eplbd.core.settings import BalanceSettings
     from eplbd.core.topology import Topology
 
@@ -72,6 +74,17 @@ class Tally:
     """Whether an operator wants the answer whatever it gains."""
     ordered: bool = False
     """Whether an operator said where to go, and no policy."""
+    stall_s: float = 0.0
+    bubble_used: float = 0.0
+    """Mean over settled epochs."""
+
+    def book(self, settled: EpochEnded) -> None:
+        """Add a settled epoch."""
+        self.settled += 1
+        self.moves += settled.moves
+        self.bytes += settled.bytes
+        self.stall_s += settled.stall_s
+        self.bubble_used += (settled.bubble_used - self.bubble_used) / self.settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,24 +301,20 @@ class Cycle:
         """The policy gave nothing usable; the placement stays."""
         self._refuse(reason)
 
-    def epoch_ended(
-        self, *, settled: bool, moves: int, nbytes: int, reason: str, now: float
-    ) -> None:
+    def epoch_ended(self, line: EpochEnded, now: float) -> None:
         """Book an epoch: one that aborted is tried again, after a pause."""
         assert self.plan is not None
-        if settled:
+        if line.outcome == EpochPhase.SETTLED:
             self.plan.settled()
             self.failures = 0
-            self.tally.settled += 1
-            self.tally.moves += moves
-            self.tally.bytes += nbytes
+            self.tally.book(line)
             return
         self.tally.aborted += 1
-        self.tally.reason = reason
+        self.tally.reason = line.reason
         self.failures += 1
         self.next_at = now + self.settings.pause_s * 2 ** (self.failures - 1)
         if self.failures >= EPOCH_RETRIES:
-            self.drop(f"{self.failures} epochs aborted in a row, last: {reason}", now)
+            self.drop(f"{self.failures} epochs aborted in a row, last: {line.reason}", now)
 
     def may_move(self, now: float) -> bool:
         """Whether the next epoch of the plan may begin."""

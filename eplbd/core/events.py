@@ -203,6 +203,8 @@ class EpochEnded:
     """Moves per `Link`: within a rank, within a node, over the network."""
     story: tuple[str, ...] = ()
     """Of one that was aborted: who said what, and when."""
+    bubble_used: float = 0.0
+    """Share of its bubbles that rounds took, on the rank that used most; 0 where none has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,10 @@ class CycleEnded:
     """Share by which the hottest ranks' load was to fall, as judged before the moves."""
     gain_realised: float = 0.0
     """Of the steps after them, against the map before on the same steps; 0 where too few came."""
+    stall_s: float = 0.0
+    """Sum over its settled epochs, as in their lines."""
+    bubble_used: float = 0.0
+    """Mean over its settled epochs, as in their lines."""
 
 
 @dataclass(frozen=True, slots=True)

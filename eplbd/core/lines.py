@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from eplbd.core.plan import EpochPlan
 
 
-def epoch_line(group: Group, leader: EpochLeader, plan: EpochPlan, policy: str) -> EpochEnded:
+def epoch_line(
+    group: Group, leader: EpochLeader, plan: EpochPlan, policy: str, bubble_used: float
+) -> EpochEnded:
     """Of an epoch that has ended; `policy` is the author of its moves."""
     entered, end = leader.entered, leader.now
 
@@ -47,6 +49,7 @@ def epoch_line(group: Group, leader: EpochLeader, plan: EpochPlan, policy: str) 
         lost_ranks=tuple(sorted(set(leader.ranks) - leader.alive)),
         by_link=plan.by_link(group.topology),
         story=() if settled else tell(leader.story),
+        bubble_used=round(bubble_used, 4),
     )
 
 
@@ -70,4 +73,6 @@ def cycle_line(
         layers=layers,
         gain_predicted=tally.gain_predicted,
         gain_realised=tally.gain_realised,
+        stall_s=tally.stall_s,
+        bubble_used=round(tally.bubble_used, 4),
     )

@@ -151,7 +151,7 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """All rounds are done and every received tensor matched its checksum."""
+    """All rounds are done, all checksums match. Of `stage_s`, rounds were under way `transfer_s`."""
 
     term: int
     epoch: int
@@ -159,6 +159,7 @@ class Staged:
     """Newest forward when staging ended: fresher than any pulse."""
     stage_s: float = 0.0
     bytes_received: int = 0
+    transfer_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

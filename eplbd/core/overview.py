@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from eplbd.core.balancer import Balancer
     from eplbd.core.breaker import Breaker
     from eplbd.core.bubble import Pacer
+    from eplbd.core.events import EpochEnded
     from eplbd.core.node import Node
     from eplbd.core.session import Session
 
@@ -88,7 +89,7 @@ def _group(
         heat=ledger.statistics() if ledger else None,
         window=len(steps),
         epoch_now=_epoch(balancer, now),
-        budget=_budget(balancer.pacer, settings.max_moves),
+        budget=_budget(balancer.pacer, settings.max_moves, totals.epoch),
         last_commit_age_s=_age(totals.settled_at, now),
         totals=totals,
         shadows=tuple(
@@ -198,13 +199,14 @@ def _epoch(balancer: Balancer, now: float) -> EpochOverview | None:
     )
 
 
-def _budget(pacer: Pacer, max_moves: int) -> BudgetOverview:
+def _budget(pacer: Pacer, max_moves: int, last: EpochEnded | None) -> BudgetOverview:
     pace = pacer.current
     return BudgetOverview(
         experts_per_rank=pace.experts_per_epoch,
         stride=pace.stride,
         inflation_ceiling=pacer.ceiling,
         inflation=pacer.inflation,
+        bubble_used=last.bubble_used if last else 0.0,
         forward_s=pacer.forward_s,
         max_moves=max_moves,
     )

@@ -76,6 +76,8 @@ class BudgetOverview:
     """Mean time of a forward without transfers; 0 where unknown."""
     max_moves: int
     """Of one rebalance; 0 is no limit."""
+    bubble_used: float = 0.0
+    """Share of its bubbles that the last epoch's rounds took, 0 to 1; 0 where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,9 @@ def _group(group: Group) -> Iterator[str]:
     budget = group.budget
     moves = str(budget.max_moves) if budget.max_moves else "any number of"
     yield f"  budget   {moves} moves, forwards at most x{budget.inflation_ceiling:g} while moving"
+    if budget.bubble_used:
+        pace = f"{budget.experts_per_rank} experts a rank, a round each {budget.stride} forwards"
+        yield f"  bubbles  {budget.bubble_used:.0%} used by the last epoch; {pace}"
     if group.frozen:
         yield f"  frozen   by itself: {group.frozen}"
 

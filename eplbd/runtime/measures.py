@@ -34,8 +34,8 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Duration:
-    """A histogram in seconds, of what the daemon's own lines tell."""
+class Spread:
+    """A histogram of what the daemon's own lines tell."""
 
     name: str
     labels: tuple[str, ...]
@@ -320,22 +320,30 @@ MEASURES: tuple[Measure, ...] = (
     ),
 )
 
-DURATIONS: tuple[Duration, ...] = (
-    Duration(
+SPREADS: tuple[Spread, ...] = (
+    Spread(
         "eplbd_epoch_duration_seconds",
         ("group", "phase"),
         "Phases of settled epochs.",
         r.phases,
         (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
     ),
-    Duration(
+    Spread(
         "eplbd_round_duration_seconds",
         ("group",),
         "Rounds of settled epochs: of each epoch the mean.",
         r.rounds,
         (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     ),
-    Duration(
+    Spread(
+        "eplbd_bubble_used_ratio",
+        ("group",),
+        "Share of the time in which an epoch stages, between forwards or beside them, that its "
+        "rounds took, on the rank that used most; of settled epochs.",
+        r.used,
+        (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ),
+    Spread(
         "eplbd_policy_duration_seconds",
         ("policy",),
         "Time from a question to a policy's answer, or until it was given up.",
@@ -344,5 +352,5 @@ DURATIONS: tuple[Duration, ...] = (
     ),
 )
 
-DECLARED: tuple[Measure | Duration, ...] = (*MEASURES, *DURATIONS)
+DECLARED: tuple[Measure | Spread, ...] = (*MEASURES, *SPREADS)
 """All there is."""

@@ -26,7 +26,7 @@ from eplbd.config import Metrics as Settings
 from eplbd.core.events import Effect
 from eplbd.core.totals import COUNTED
 from eplbd.errors import ConfigError
-from eplbd.runtime.measures import DURATIONS, MEASURES, Measure
+from eplbd.runtime.measures import MEASURES, SPREADS, Measure
 from eplbd.runtime.readings import Seen
 
 PATIENCE_S = 5.0
@@ -51,22 +51,21 @@ class Metrics(Collector):
         self.url = ""
         """Where it is served; empty if it is not."""
         self._histograms = [
-            Histogram(d.name, d.about, d.labels, registry=None, buckets=d.buckets)
-            for d in DURATIONS
+            Histogram(d.name, d.about, d.labels, registry=None, buckets=d.buckets) for d in SPREADS
         ]
 
     def take(self, effect: Effect) -> None:
         """Take what an effect tells into the histograms."""
         if not isinstance(effect, COUNTED):
             return
-        for duration, histogram in zip(DURATIONS, self._histograms, strict=True):
-            for labels, figure in duration.read(effect):
+        for spread, histogram in zip(SPREADS, self._histograms, strict=True):
+            for labels, figure in spread.read(effect):
                 histogram.labels(*labels).observe(figure)
 
     def describe(self) -> Iterator[Metric]:
         """All families without figures: to be registered is not to be scraped."""
         yield from map(_family, MEASURES)
-        yield from (Metric(d.name, d.about, "histogram") for d in DURATIONS)
+        yield from (Metric(d.name, d.about, "histogram") for d in SPREADS)
 
     def collect(self) -> Iterator[Metric]:
         """All families; called by the server's thread, and fails if the loop does not answer."""

@@ -218,6 +218,12 @@ def rounds(ended: Ended) -> Iterator[Sample]:
         yield (ended.group,), ended.stage_s / ended.rounds
 
 
+def used(ended: Ended) -> Iterator[Sample]:
+    """Of a settled epoch, the share of its bubbles, where it is known."""
+    if isinstance(ended, EpochEnded) and ended.outcome == "settled" and ended.bubble_used:
+        yield (ended.group,), ended.bubble_used
+
+
 def planned(ended: Ended) -> Iterator[Sample]:
     """How long a policy took."""
     if isinstance(ended, CycleEnded) and ended.policy_s:

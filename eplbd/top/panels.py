@@ -201,6 +201,8 @@ def budget_lines(group: Group, width: int, height: int) -> list[Line]:
     limit = f" of {budget.max_moves}" if budget.max_moves else ""
     moving = group.epoch_now.moves if group.epoch_now else 0
     ago = "never" if group.last_commit_age_s is None else f"{duration(group.last_commit_age_s)} ago"
+    pace = f"{budget.experts_per_rank} a rank, round each {budget.stride} forwards"
+    took = f", {budget.bubble_used:.0%} of bubbles" if budget.bubble_used else ""
     known = budget.forward_s and width >= _ROOMY
     forward = f"  forward {budget.forward_s * 1e3:.1f} ms" if known else ""
     lines: list[Line] = [
@@ -208,7 +210,7 @@ def budget_lines(group: Group, width: int, height: int) -> list[Line]:
             Span(f"inflation {measured} of {budget.inflation_ceiling:.3f} "),
             Span("█" * filled + "░" * (_BAR - filled), "bad" if used > 1 else "good"),
         ),
-        (Span(f"epoch: {budget.experts_per_rank} a rank, round each {budget.stride} forwards"),),
+        (Span(f"epoch: {pace}{took}"),),
         (Span(f"moving {moving}{limit}  last commit {ago}{forward}", "dim"),),
     ]
     return [fitted(line, width) for line in lines[:height]]

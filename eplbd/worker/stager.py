@@ -112,13 +112,15 @@ class Stager:
         """Carry every round through, also after a failure: a peer may wait for its bytes."""
         key = effect.term, effect.epoch
         before = self._executor.statistics().bytes_received
-        began = perf_counter()
+        began, transfer_s = perf_counter(), 0.0
         failed = ""
         self._hook.staging = True
         try:
             for index in range(self._rounds):
                 self._await_bubble(effect.stride)
+                round_began = perf_counter()
                 outcome = self._round(index)
+                transfer_s += perf_counter() - round_began
                 failed = failed or outcome
             if not failed:
                 self._executor.verify()
@@ -130,7 +132,8 @@ class Stager:
             log.warning("epoch %d not staged: %s", effect.epoch, failed)
             return RoundsFailed(*key, failed, self._executor.lane_broken)
         received = self._executor.statistics().bytes_received - before
-        return RoundsDone(*key, self._hook.forward, perf_counter() - began, received)
+        stage_s = perf_counter() - began
+        return RoundsDone(*key, self._hook.forward, stage_s, received, transfer_s)
 
     def _round(self, index: int) -> str:
         try:

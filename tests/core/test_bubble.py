@@ -231,3 +231,27 @@ def test_refuses_what_is_no_duration(value: float) -> None:
         Pacer().observe(staging_forward_s=value)
     with pytest.raises(RemoteProtocolError, match="pulse: forward_s is"):
         Pacer().observe(forward_s=value)
+
+
+def test_the_share_of_the_bubbles_is_that_of_the_busiest_rank_of_the_newest_epoch() -> None:
+    pacer = Pacer()
+    assert pacer.used == 0.0
+    pacer.pace()
+    for transfer_s in (0.5, 1.5, 0.0):
+        pacer.staged(stage_s=2.0, transfer_s=transfer_s)
+    assert pacer.used == 0.75
+    pacer.pace()
+    assert pacer.used == 0.0, "nobody has said anything of the next one"
+    pacer.staged(stage_s=0.0, transfer_s=0.0)
+    assert pacer.used == 0.0, "an answer that is given again has no figures"
+    pacer.staged(stage_s=1.0, transfer_s=1.0 + 1e-9)
+    assert pacer.used == 1.0
+
+
+@pytest.mark.parametrize("figure", [-1.0, math.nan, math.inf, 1e6])
+@pytest.mark.parametrize("name", ["stage_s", "transfer_s"])
+def test_what_is_no_duration_of_an_epoch_is_refused(name: str, figure: float) -> None:
+    pacer = Pacer()
+    with pytest.raises(RemoteProtocolError, match=f"staged: {name}"):
+        pacer.staged(**{"stage_s": 1.0, "transfer_s": 1.0, name: figure})
+    assert pacer.used == 0.0

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from eplbd.core.cycle import EPOCH_RETRIES, Cycle, Stage, mean_par
+from eplbd.core.cycle import EPOCH_RETRIES, Cycle, Stage, Tally, mean_par
+from eplbd.core.events import EpochEnded
 from eplbd.core.heat import Heat
 from eplbd.core.placement import Placement
 from eplbd.core.settings import BalanceSettings
@@ -95,6 +96,23 @@ def test_more_moves_than_allowed_is_the_policys_fault() -> None:
         made.answered(everything, CURRENT, 0.1, 0.0)
 
 
+def ended(outcome: str, reason: str = "r", stall_s: float = 0.0, used: float = 0.0) -> EpochEnded:
+    """An epoch's line: one move of one byte."""
+    return EpochEnded(
+        "g", 1, 1, outcome, reason, layers=1, moves=1, bytes=1, rounds=1, attempts=1, at=1,
+        prepare_s=0.0, stage_s=1.0, commit_s=0.0, stall_s=stall_s, policy="p", bubble_used=used,
+    )  # fmt: skip
+
+
+def test_settled_epochs_are_added_up() -> None:
+    tally = Tally()
+    for stall_s, used in ((0.0, 0.25), (0.5, 0.75), (0.25, 0.5)):
+        tally.book(ended("settled", stall_s=stall_s, used=used))
+    assert (tally.settled, tally.moves, tally.bytes) == (3, 3, 3)
+    assert tally.stall_s == pytest.approx(0.75)
+    assert tally.bubble_used == pytest.approx(0.5)
+
+
 def test_aborted_epochs_are_tried_again_later_and_later_and_then_dropped() -> None:
     made = planning()
     assert made.answered(BETTER, CURRENT, 0.1, 0.0) == ""
@@ -102,7 +120,7 @@ def test_aborted_epochs_are_tried_again_later_and_later_and_then_dropped() -> No
     now = 0.0
     for _ in range(EPOCH_RETRIES):
         assert made.may_move(now)
-        made.epoch_ended(settled=False, moves=1, nbytes=1, reason="r", now=now)
+        made.epoch_ended(ended("aborted"), now)
         if made.stage is Stage.MOVING:
             assert not made.may_move(now)
             pauses.append(made.next_at - now)

@@ -121,6 +121,23 @@ def test_a_rank_that_cannot_be_reached_is_lost_and_one_that_never_came_absent() 
     assert fresh.ranks[1].last_seen_age_s is None
 
 
+def test_how_much_of_the_bubbles_was_used_is_told_by_ranks() -> None:
+    """In the lines of epochs and cycles, and as part of the budget: the busiest rank's share."""
+    world = Noted(seed=3)
+    world.transport.took = {0: (2.0, 0.25), 1: (2.0, 1.25), 2: (4.0, 0.5)}
+    world.settle()
+    world.until(lambda: len(world.of(CycleEnded)) > 2)
+    for line in world.of(EpochEnded):
+        assert line.bubble_used == (0.625 if line.outcome == "settled" else line.bubble_used)
+    for cycle in world.of(CycleEnded):
+        assert cycle.bubble_used == (0.625 if cycle.epochs_settled else 0.0)
+        assert cycle.stall_s == 0.0
+    assert look(world).budget.bubble_used == 0.625
+    quiet = Noted(seed=3)
+    quiet.settle()
+    assert look(quiet).budget.bubble_used == 0.0, "ranks of an older release do not say"
+
+
 def test_what_came_of_questions_is_counted_by_policy_and_outcome() -> None:
     world = Noted(seed=3, settings=WATCHED)
     world.settle()

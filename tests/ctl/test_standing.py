@@ -36,6 +36,14 @@ def test_a_daemon_without_workers() -> None:
     assert rest == ["no worker has attached", "  paused   by alice: a test"]
 
 
+def test_how_much_of_the_bubbles_the_last_epoch_used_is_there_once_it_is_known() -> None:
+    world = led()
+    assert not any("bubbles" in line for line in page(world))
+    world.transport.took = dict.fromkeys(range(4), (2.0, 0.5))
+    world.until(lambda: any("bubbles  25% used by the last epoch" in line for line in page(world)))
+    assert all(len(line) <= WIDTH for line in page(world))
+
+
 def test_everything_that_is_ordered_is_there() -> None:
     world = led(settings=CALM)
     world.told(c.Pin(3))

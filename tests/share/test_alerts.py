@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from eplbd.cli import main
 from eplbd.core.alarms import AlarmName
-from eplbd.runtime.measures import DECLARED, Duration
+from eplbd.runtime.measures import DECLARED, Spread
 from eplbd.share.printed import printed
 from tests.share.prometheus import tool
 
@@ -27,11 +27,11 @@ SCRAPED = {"job", "instance"}
 """Labels that the scrape adds."""
 
 EXPORTED = {
-    name: {*SCRAPED, *measure.labels, *(["le"] if isinstance(measure, Duration) else [])}
+    name: {*SCRAPED, *measure.labels, *(["le"] if isinstance(measure, Spread) else [])}
     for measure in DECLARED
     for name in (
         [f"{measure.name}_{part}" for part in ("bucket", "sum", "count")]
-        if isinstance(measure, Duration)
+        if isinstance(measure, Spread)
         else [measure.name]
     )
 }

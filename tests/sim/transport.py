@@ -26,6 +26,8 @@ class Transport:
         """Epochs in which a transfer failed: there a rank may wait in vain, until it times out."""
         self.pending: dict[str, int] = {}
         """Harm that strikes when next there is something to strike: what, on which rank."""
+        self.took: dict[int, tuple[float, float]] = {}
+        """How long each rank says that it staged and transferred, seconds."""
 
     def run(self, rank: int) -> None:
         """Let a rank's stager do one thing."""
@@ -115,7 +117,9 @@ class Transport:
         if bad or job.broken:
             me.step(RoundsFailed(term, epoch, job.broken or "checksum", bool(job.broken)))
         else:
-            me.step(RoundsDone(term, epoch, me.forward))
+            stage_s, transfer_s = self.took.get(me.rank, (0.0, 0.0))
+            done = RoundsDone(term, epoch, me.forward, stage_s, transfer_s=transfer_s)
+            me.step(done)
 
     def fail(self, rank: int) -> None:
         """A transfer fails: every rank of the round ends its rounds, broken."""

@@ -73,7 +73,7 @@ def group(name: str = "default", *, layers: int = 58, ranks: int = 16, experts: 
         ),
         budget=BudgetOverview(
             experts_per_rank=2, stride=4, inflation_ceiling=1.05, inflation=1.032, forward_s=0.0231,
-            max_moves=0,
+            max_moves=0, bubble_used=0.37,
         ),
         shadows=(
             ShadowOverview("flashlb", "applied", 1.18, 1.29, 31, suspended=False),

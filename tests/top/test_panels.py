@@ -171,6 +171,14 @@ def test_moves_without_a_limit_or_a_measurement_are_told_as_that() -> None:
     assert "last commit never" in text
 
 
+def test_the_share_of_bubbles_is_told_where_it_is_known() -> None:
+    group = pictures.group()
+    assert ", 37% of bubbles" in "\n".join(map(plain, panels.budget_lines(group, 80, 3)))
+    unknown = dataclasses.replace(group.budget, bubble_used=0.0)
+    group = msgspec.structs.replace(group, budget=unknown)
+    assert "bubbles" not in "\n".join(map(plain, panels.budget_lines(group, 80, 3)))
+
+
 # --- what is remembered -------------------------------------------------------------------------
 
 
