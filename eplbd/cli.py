@@ -77,6 +77,32 @@ def check(loaded: Loaded) -> None:
 
 
 @main.command()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="/etc/eplbd/keys",
+    show_default=True,
+    help="Where to put the pair; made if it is missing.",
+)
+def keygen(folder: Path) -> None:
+    """Make the pair of keys that this node's daemon proves itself with to those of other nodes.
+
+    An existing pair is never overwritten.
+    """
+    from eplbd.runtime.keys import generate
+
+    pair = generate(folder)
+    click.echo(f"{folder}/node.key_secret is this node's alone: nothing else may read or copy it")
+    click.echo(f"{folder}/node.key is for all others: public key {pair.public.decode()}")
+    click.echo(
+        "Copy node.key to every other node, into its cluster.trust_dir (/etc/eplbd/trust) as "
+        "NAME-OF-THIS-NODE.key, and theirs to this node; then set cluster.listen and restart, or "
+        "reload where that was done before."
+    )
+
+
+@main.command()
 @configured
 @click.option("--once", is_flag=True, help="Print one picture as text, and end.")
 def top(loaded: Loaded, *, once: bool) -> None:
