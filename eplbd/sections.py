@@ -117,9 +117,11 @@ class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of the engine's time a transfer may take."""
+    """How much of the engine's time a transfer may take, and what links carry; 0 is measured."""
 
     inflation_ceiling: Annotated[float, msgspec.Meta(gt=1.0, le=100.0)] = 1.05
+    node_bytes_per_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e15)] = 0.0
+    network_bytes_per_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e15)] = 0.0
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

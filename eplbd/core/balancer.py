@@ -12,7 +12,6 @@ import numpy as np
 
 from eplbd.core import messages as m
 from eplbd.core.beside import show
-from eplbd.core.bubble import Pacer
 from eplbd.core.commands import Keep
 from eplbd.core.cycle import Cycle, Stage, Tally
 from eplbd.core.epoch import Phase as EpochPhase
@@ -36,6 +35,7 @@ from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
 from eplbd.core.shadow import Shadows
+from eplbd.core.timing import Timing
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -66,11 +66,8 @@ class Balancer:
         self.shadows: Shadows | None = None
         self.fixed = FixedMap(settings.map)
         self.recording = Recording(self.group, wanted=settings.recording)
-        self.pacer = Pacer(
-            ceiling=settings.transfer.inflation_ceiling,
-            expert_bytes=max(1, hello.expert_bytes),
-            experts_per_rank=settings.epoch.experts_per_rank,
-        )
+        self.timing = Timing(self.group, settings)
+        self.pacer = self.timing.pacer
         self.guard = Guard(self.pacer)
         self.gains = Gains(settings.alarms.kept_share, settings.balance.min_gain)
         self.kept = kept
@@ -111,21 +108,9 @@ class Balancer:
                 self.ledger.report(rank, message)
                 self._audit()
             return
-        self._timed(message)
+        self.timing.heard(rank, message)
         self.group.heard(rank, message)
         self.after()
-
-    def _timed(self, message: m.FromAgent) -> None:
-        """Show the pacer what a message tells of times; nothing of an epoch that is over."""
-        match message:
-            case m.Pulse(forward_s=plain, staging_forward_s=staging):
-                self.pacer.observe(forward_s=plain, staging_forward_s=staging)
-            case m.Staged(term, epoch, stage_s=stage_s, transfer_s=transfer_s):
-                leader = self.group.leader
-                if leader is not None and (leader.term, leader.epoch) == (term, epoch):
-                    self.pacer.staged(stage_s=stage_s, transfer_s=transfer_s)
-            case _:
-                pass
 
     def _audit(self) -> None:
         assert self.ledger is not None
@@ -187,6 +172,7 @@ class Balancer:
         assert group.topology is not None
         assert group.placement is not None
         self.led_term = group.term
+        self.timing.links.spans = group.topology.nodes > 1
         shape, balance = group.shape, self.settings.balance
         self.ledger = Ledger(
             group.topology,
@@ -216,7 +202,7 @@ class Balancer:
         if self.cycle is not None and self.shadows is not None:
             self.cycle.settings, self.cycle.refused = settings.balance, None
             self.shadows.reconfigure(settings.balance)
-        self.pacer.ceiling = settings.transfer.inflation_ceiling
+        self.timing.reconfigure(settings)
         self.gains.demand(settings.alarms.kept_share, settings.balance.min_gain)
 
     # --- a rebalance ----------------------------------------------------------------------------
@@ -300,7 +286,7 @@ class Balancer:
         group = self.group
         assert cycle.plan is not None
         pace = self.guard.pace(group)
-        self.epoch_plan = cycle.plan.next_epoch(pace.experts_per_epoch)
+        self.epoch_plan = cycle.plan.next_epoch(pace.experts_per_epoch, crossings=pace.crossings)
         if self.epoch_plan is None:
             cycle.measure(self.now)
             if cycle.tally.policy == STATIC:
@@ -326,6 +312,7 @@ class Balancer:
         self.out.append(line)
         if settled:
             assert group.placement is not None
+            self.timing.settled(leader, plan)
             self.kept = persist = kept_of(group)
             self.out.append(persist)
             self.recording.placement(group.epoch, group.placement, Status.IN_FORCE)

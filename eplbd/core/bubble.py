@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
+from eplbd.core.links import Links
+from eplbd.core.topology import Link
 from eplbd.errors import RemoteProtocolError
 
 _STEP = 1 / 8
@@ -46,6 +48,8 @@ _EPOCH_FORWARDS = 32
 """Forwards that an epoch should stage in, about twice the margin before its commit."""
 
 
+_SHARED = (Link.NODE, Link.NETWORK)
+
 _SHORTEST_S, _LONGEST_S = 1e-6, 86_400.0
 """No forward is over sooner, none is measured later; what lies outside is noise or no duration."""
 
@@ -55,19 +59,21 @@ class Pace:
     """How an epoch may stage.
 
     stride: forwards per round, at least 1. experts_per_epoch: per rank, so that the epoch stages in
-    reasonable time.
+    reasonable time. crossings: most experts that enter a node, and that leave it, over the network
+    in a round, so that they are through before the next; None where the network's speed is unknown.
     """
 
     stride: int
     experts_per_epoch: int
+    crossings: int | None = None
 
 
 class Pacer:
     """Finds the pace of one group. Pure: time enters as measured durations.
 
     ceiling: most that a forward may take while staging, as a ratio to one without. expert_bytes: of
-    one expert, the most that a round brings to a rank. bandwidth: of the slowest link in use, bytes
-    per second, 0 where unknown. experts_per_rank: most that an epoch may bring to a rank, its
+    one expert, the most that a round brings to a rank. links: what they carry, asked each time; by
+    default nothing is known of them. experts_per_rank: most that an epoch may bring to a rank, its
     number of staging buffers.
     """
 
@@ -76,18 +82,20 @@ class Pacer:
         *,
         ceiling: float = 1.05,
         expert_bytes: int = 1,
-        bandwidth: float = 0.0,
+        links: Links | None = None,
         experts_per_rank: int = 2,
     ) -> None:
         self.ceiling = ceiling
         """May be set at any time; the next trial is judged by it."""
         self._expert_bytes = expert_bytes
-        self._bandwidth = bandwidth
+        self._links = Links() if links is None else links
         self._experts_per_rank = experts_per_rank
         self._rate = 0.0
         """Experts per forward; 0 until first asked for."""
         self._plain: deque[float] = deque(maxlen=_FIGURES)
         """Seconds of forwards without transfers, newest last."""
+        self._gaps: deque[float] = deque(maxlen=_FIGURES)
+        """Seconds from a forward to the next one."""
         self._trial: deque[float] = deque(maxlen=_FIGURES)
         """Seconds of staging forwards since the pace was last judged."""
         self._inflation = 0.0
@@ -95,13 +103,20 @@ class Pacer:
         self._used = 0.0
         self._cost = _Cost()
 
-    def observe(self, *, forward_s: float = 0.0, staging_forward_s: float = 0.0) -> None:
+    def observe(
+        self, *, forward_s: float = 0.0, staging_forward_s: float = 0.0, gap_s: float = 0.0
+    ) -> None:
         """Take an agent's mean times since its last pulse, seconds.
 
         forward_s: of forwards during which nothing was staged. staging_forward_s: of the others.
-        0 where there was no such forward. Raises RemoteProtocolError for what is no duration.
+        gap_s: between them. 0 where there was no such forward. Raises RemoteProtocolError for what
+        is no duration.
         """
-        _demand_durations("pulse", forward_s=forward_s, staging_forward_s=staging_forward_s)
+        _demand_durations(
+            "pulse", forward_s=forward_s, staging_forward_s=staging_forward_s, gap_s=gap_s
+        )
+        if gap_s >= _SHORTEST_S:
+            self._gaps.append(gap_s)
         if forward_s >= _SHORTEST_S:
             self._plain.append(forward_s)
         if staging_forward_s >= _SHORTEST_S:
@@ -136,15 +151,23 @@ class Pacer:
     def current(self) -> Pace:
         """The pace that was given out last; before the first, the one to begin with."""
         rate = self._rate or max(_SLOWEST, self._first())
+        stride = max(1, ceil(1 / rate))
+        network = self._carried(Link.NETWORK)
         return Pace(
-            stride=max(1, ceil(1 / rate)),
+            stride=stride,
             experts_per_epoch=max(1, min(self._experts_per_rank, int(rate * _EPOCH_FORWARDS))),
+            crossings=max(1, int(network * stride)) if network else None,
         )
 
     @property
     def forward_s(self) -> float:
         """Time of a forward without transfers, seconds; 0 where unknown."""
         return median(self._plain) if self._plain else 0.0
+
+    @property
+    def bubble_s(self) -> float:
+        """Time from one forward without transfers to the next, seconds; 0 where unknown."""
+        return self.forward_s + median(self._gaps or [0.0]) if self._plain else 0.0
 
     @property
     def inflation(self) -> float:
@@ -188,15 +211,18 @@ class Pacer:
 
     def _first(self) -> float:
         """Where to begin: so slow that it stays under the ceiling even if nothing overlaps."""
-        if not (self._bandwidth and self._plain):
-            return _START
-        return (self.ceiling - 1) * self._line_rate()
+        known = [carried for carried in map(self._carried, _SHARED) if carried]
+        return (self.ceiling - 1) * min(known) if known else _START
 
     def _line_rate(self) -> float:
-        """Experts per forward that the link carries at all; unbounded where unknown."""
-        if not (self._bandwidth and self._plain):
-            return _FASTEST
-        return self._bandwidth * self.forward_s / self._expert_bytes
+        """Experts per forward that every link carries at all; unbounded where unknown."""
+        return min(
+            (carried for carried in map(self._carried, _SHARED) if carried), default=_FASTEST
+        )
+
+    def _carried(self, link: Link) -> float:
+        """Experts per forward of a rank or a node; 0 where unknown."""
+        return self._links.bytes_per_s(link) * self.bubble_s / self._expert_bytes
 
 
 def _demand_durations(message: str, **durations: float) -> None:

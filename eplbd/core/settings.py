@@ -58,9 +58,11 @@ class EpochSettings:
 
 @dataclass(frozen=True, slots=True)
 class TransferSettings:
-    """How much of the bubbles transfers may use."""
+    """How much of the bubbles transfers may use, and what links carry: bytes per second, or 0."""
 
     inflation_ceiling: float = 1.05
+    node_bytes_per_s: float = 0.0
+    network_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

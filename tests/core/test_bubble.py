@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eplbd.core.bubble import Pace, Pacer
+from eplbd.core.links import Links
 from eplbd.errors import RemoteProtocolError
 
 FORWARD_S = 0.02
@@ -79,14 +80,17 @@ def test_never_faster_than_a_round_in_each_forward() -> None:
 
 def test_begins_so_slow_that_nothing_need_overlap() -> None:
     # 1 GB/s carries 20 experts of 1 MB in a forward of 20 ms; 5 % of them is one.
-    pacer = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=1e9)
+    pacer = Pacer(expert_bytes=EXPERT_BYTES, links=Links(node_bytes_per_s=1e9))
     pacer.observe(forward_s=FORWARD_S)
     assert pacer.pace().stride == 1
     assert Pacer().pace().stride == 4
 
 
 def test_never_faster_than_the_link() -> None:
-    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES, bandwidth=25e6), Engine(room=1000.0)
+    pacer, engine = (
+        Pacer(expert_bytes=EXPERT_BYTES, links=Links(node_bytes_per_s=25e6)),
+        Engine(room=1000.0),
+    )
     pace = last(pacer, engine, 50)
     assert pace.stride == 2
 
@@ -255,3 +259,40 @@ def test_what_is_no_duration_of_an_epoch_is_refused(name: str, figure: float) ->
     with pytest.raises(RemoteProtocolError, match=f"staged: {name}"):
         pacer.staged(**{"stage_s": 1.0, "transfer_s": 1.0, name: figure})
     assert pacer.used == 0.0
+
+
+def test_a_round_takes_over_the_network_what_is_through_before_the_next() -> None:
+    links = Links(network_bytes_per_s=4 * EXPERT_BYTES / FORWARD_S)
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES, links=links), Engine(room=1000.0)
+    paces = [engine.run(pacer)[0] for _ in range(60)]
+    assert all(pace.crossings == 4 * pace.stride for pace in paces)
+    assert paces[-1].stride == 1
+    assert Pacer().pace().crossings is None, "of an unknown network"
+
+
+def test_a_network_too_slow_for_one_expert_in_a_forward_makes_rounds_rare() -> None:
+    links = Links(network_bytes_per_s=EXPERT_BYTES / FORWARD_S / 10)
+    pacer, engine = Pacer(expert_bytes=EXPERT_BYTES, links=links), Engine(room=1000.0)
+    pace = last(pacer, engine, 60)
+    assert (pace.stride, pace.crossings) == (10, 1)
+
+
+def test_the_gap_between_forwards_is_time_as_well() -> None:
+    links = Links(network_bytes_per_s=EXPERT_BYTES / FORWARD_S)
+    pacer = Pacer(expert_bytes=EXPERT_BYTES, links=links)
+    pacer.observe(forward_s=FORWARD_S, gap_s=2 * FORWARD_S)
+    pace = pacer.pace()
+    assert pacer.bubble_s == pytest.approx(3 * FORWARD_S)
+    assert pace.crossings == 3 * pace.stride
+
+
+@given(st.floats(1e3, 1e12), st.floats(1e-4, 1.0), st.floats(0.0, 1.0))
+def test_crossings_fit_into_the_time_of_a_round(
+    rate: float, forward_s: float, gap_s: float
+) -> None:
+    pacer = Pacer(expert_bytes=EXPERT_BYTES, links=Links(network_bytes_per_s=rate))
+    pacer.observe(forward_s=forward_s, gap_s=gap_s)
+    pace = pacer.pace()
+    assert pace.crossings is not None
+    took_s = pace.crossings * EXPERT_BYTES / rate
+    assert took_s <= pace.stride * pacer.bubble_s * (1 + 1e-9) or pace.crossings == 1
