@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from eplbd.core import agent_events as e
 from eplbd.core import messages as m
+from eplbd.core.contact import Contact
 from eplbd.core.events import Tick
 from eplbd.core.messages import Gate, Standing, Verdict
 from eplbd.core.prepare import check_prepare
@@ -57,9 +58,7 @@ class Agent:
         self.target: Placement | None = None
         self.doomed = False  # the epoch will be discarded once its rounds are through
         self.orphaned = False  # the leader that prepared it is gone: the register ends it
-        self.connected = False
-        self.heartbeat_s, self.silence_s = heartbeat_s, silence_s
-        self.now = self.last_heard = self.next_beat = 0.0
+        self.contact = Contact(rank, heartbeat_s=heartbeat_s, silence_s=silence_s)
         self.stale = 0
         self.story: deque[object] = deque(maxlen=STORY_LENGTH)
         self.out: list[e.AgentEffect] = []
@@ -69,15 +68,27 @@ class Agent:
         self.out = []
         match event:
             case Tick(now):
-                self._tick(now)
+                if self.contact.silent(now):
+                    self._disconnect()
+                self.out += self.contact.speak(self.term)
+            case e.LeaderFound():
+                self.contact.found(event)
             case e.Heard(message):
                 if not isinstance(message, m.Beat):
                     self.story.append(message)
                 self._heard(message)
+            case e.RegisterAnswered() | e.RegisterFailed():
+                self.story.append(event)
+                self._register(event)
             case _:
                 self.story.append(event)
                 self._happened(event)
         return self.out
+
+    @property
+    def connected(self) -> bool:
+        """Whether a leader has taken this rank in and is heard of."""
+        return self.contact.connected
 
     @property
     def pending(self) -> int:
@@ -87,8 +98,10 @@ class Agent:
     # --- the leader speaks ----------------------------------------------------------------------
 
     def _heard(self, message: m.FromLeader) -> None:
-        self.last_heard = self.now
+        self.contact.heard()
         match message:
+            case m.Door():
+                self.out += self.contact.told(message)
             case m.Greet() | m.Refused():
                 self._disconnect()
             case m.Welcome():
@@ -128,8 +141,7 @@ class Agent:
         if message.term < self.term:
             self.stale += 1
             return
-        self.connected = True
-        self.heartbeat_s, self.silence_s = message.heartbeat_s, message.silence_s
+        self.contact.welcomed(message)
         if message.term > self.term:
             self.term = message.term
             self._orphan()
@@ -215,13 +227,10 @@ class Agent:
 
     # --- the rank's own threads answer ----------------------------------------------------------
 
-    def _happened(self, event: e.AgentEvent) -> None:
-        if isinstance(event, e.RegisterAnswered | e.RegisterFailed):
-            self._register(event)
-            return
+    def _happened(self, event: e.OfWork) -> None:
         if isinstance(event, e.Neared) and event.epoch != self.pending:
             return  # the forward thread told it while the epoch ended
-        if isinstance(event, Tick | e.Heard) or self.work is None or event.epoch != self.pending:
+        if self.work is None or event.epoch != self.pending:
             self._impossible(event)
         match self.standing, event:
             case Standing.PREPARING, e.Reserved():
@@ -304,22 +313,12 @@ class Agent:
             case _:
                 pass
 
-    # --- time and loss --------------------------------------------------------------------------
-
-    def _tick(self, now: float) -> None:
-        self.now = now
-        if self.connected and now - self.last_heard > self.silence_s:
-            self._disconnect()
-        if now >= self.next_beat:
-            self.next_beat = now + self.heartbeat_s
-            self.out.append(e.SayPulse() if self.connected else e.SayHello(self.term))
+    # --- loss -----------------------------------------------------------------------------------
 
     def _disconnect(self) -> None:
         """Nobody leads: end what can be ended, and look for a leader."""
-        if self.connected:
-            self.next_beat = self.now
+        if self.contact.lost():
             self._orphan()
-        self.connected = False
 
     def _orphan(self) -> None:
         match self.standing:
@@ -384,7 +383,7 @@ class Agent:
     def _reply(self, message: m.FromAgent) -> None:
         self.out.append(e.Reply(message))
 
-    def _impossible(self, event: e.AgentEvent) -> None:
+    def _impossible(self, event: e.OfWork) -> None:
         story = "\n  ".join([f"rank {self.rank} is {self.standing}", *map(repr, self.story)])
         raise LocalProtocolError(f"{event} cannot happen\n  {story}")
 

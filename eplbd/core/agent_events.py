@@ -124,20 +124,20 @@ class Flipped:
     stall_s: float = 0.0
 
 
-AgentEvent: TypeAlias = (
-    Tick
-    | Heard
-    | Reserved
-    | ReserveFailed
-    | RoundsDone
-    | RoundsFailed
-    | ArmPlaced
-    | ArmMissed
-    | Neared
-    | RegisterAnswered
-    | RegisterFailed
-    | Flipped
+@dataclass(frozen=True, slots=True)
+class LeaderFound:
+    """The group's store says where rank 0's daemon is reached; both empty where it says nothing."""
+
+    endpoint: str
+    key: str
+
+
+OfWork: TypeAlias = (
+    Reserved | ReserveFailed | RoundsDone | RoundsFailed | ArmPlaced | ArmMissed | Neared | Flipped
 )
+"""What the rank's own threads answer about the epoch under way."""
+
+AgentEvent: TypeAlias = Tick | Heard | OfWork | RegisterAnswered | RegisterFailed | LeaderFound
 
 # --- effects ------------------------------------------------------------------------------------
 
@@ -232,6 +232,19 @@ class AskRegister:
     proposal: Verdict
 
 
+@dataclass(frozen=True, slots=True)
+class PublishLeader:
+    """Registrar: let the group's store say where rank 0's daemon is reached; answer nothing."""
+
+    endpoint: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeekLeader:
+    """Registrar: ask the group's store where that is. -> LeaderFound, or nothing if it is mute."""
+
+
 AgentEffect: TypeAlias = (
     Reply
     | SayHello
@@ -243,4 +256,6 @@ AgentEffect: TypeAlias = (
     | PlaceArm
     | ResolveArm
     | AskRegister
+    | PublishLeader
+    | SeekLeader
 )

@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from eplbd.core.cluster import HangUp, Led, Nod, Relayed, RelayGone, Up
 from eplbd.core.commands import Answer, Commanded, Keep, OrdersRestored, RememberOrders
 
 if TYPE_CHECKING:
@@ -20,15 +21,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eplbd.core.assembly import Step
+    from eplbd.core.cluster import Peer
     from eplbd.core.heat import Budget, Heat
     from eplbd.core.messages import FromAgent, FromLeader
     from eplbd.core.opening import Likeness
     from eplbd.core.placement import Placement
     from eplbd.core.settings import Settings
     from eplbd.core.topology import Topology
-
-Peer: TypeAlias = bytes
-"""Identity of a connection, given by the transport; never trusted for authority."""
 
 # --- events -------------------------------------------------------------------------------------
 
@@ -44,7 +43,7 @@ class Tick:
 class Received:
     """A peer's message was decoded; `seq` is the sender's count of messages in this session."""
 
-    peer: Peer
+    peer: bytes
     seq: int
     message: FromAgent
 
@@ -53,7 +52,7 @@ class Received:
 class Garbled:
     """A peer's frames could not be decoded; `reason` names the frame and what was expected."""
 
-    peer: Peer
+    peer: bytes
     reason: str
 
 
@@ -61,7 +60,7 @@ class Garbled:
 class Unreachable:
     """The transport has no route to the peer any more."""
 
-    peer: Peer
+    peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,9 @@ Event: TypeAlias = (
     | Received
     | Garbled
     | Unreachable
+    | Relayed
+    | RelayGone
+    | Led
     | Restored
     | PersistFailed
     | PolicyAnswered
@@ -142,7 +144,10 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send to a peer; may be lost, the machine sends again until answered."""
+    """Send to a peer; may be lost, the machine sends again until answered.
+
+    What one turn has for ranks behind one relay makes one bundle.
+    """
 
     peer: Peer
     message: FromLeader
@@ -335,6 +340,9 @@ class Stop:
 
 Effect: TypeAlias = (
     Send
+    | Nod
+    | Up
+    | HangUp
     | AskPolicy
     | Persist
     | EpochEnded

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from eplbd.core import messages as m
 from eplbd.core.epoch import Answer
 from eplbd.core.epoch import Phase as EpochPhase
-from eplbd.core.events import Effect, Note, Peer, Send
+from eplbd.core.events import Effect, Note, Send
 from eplbd.core.leader import EpochLeader
 from eplbd.core.messages import Standing
 from eplbd.core.placement import validate
@@ -30,6 +30,7 @@ from eplbd.errors import PlacementError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from eplbd.core.cluster import Peer
     from eplbd.core.placement import Placement
     from eplbd.core.settings import Settings
 

@@ -1,9 +1,8 @@
 """What leader and agents say to each other: every protocol message, once.
 
 Owns the messages as values. Must not know bytes (`eplbd.wire` encodes them) nor who handles them. A
-message names its sender only by its session: no message carries a rank that could be forged. Array
-fields state dtype and number of dimensions in their metadata; the codec ships each as a frame of
-its own and refuses any other dtype or rank.
+message names its sender only by its session: no message carries a rank that could be forged. The
+codec ships each array field as a frame of its own and refuses any other dtype or rank.
 
 Messages of an epoch carry `(term, epoch)`, those of an arming attempt also `attempt`: a stale one
 matches nothing. The normative text is `eplbd/wire/PROTOCOL.md`.
@@ -12,8 +11,10 @@ matches nothing. The normative text is `eplbd/wire/PROTOCOL.md`.
 from __future__ import annotations
 
 import enum
-from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from eplbd.core.fields import array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,14 +74,6 @@ class Standing(enum.StrEnum):
     CONFIRMED = "confirmed"
 
 
-def _array(dtype: str, ndim: int, default: object = MISSING) -> Any:  # noqa: ANN401 - as `field` itself
-    """Declare an array field; `dtype` as numpy names it, little-endian on the wire.
-
-    With `default=None` it may be left out, which the last field of a message alone may be.
-    """
-    return field(default=default, metadata={"dtype": dtype, "ndim": ndim})
-
-
 # --- agent to leader ----------------------------------------------------------------------------
 
 
@@ -111,6 +104,9 @@ class Hello:
     counts: Counts = Counts.RECEIVED
     weighted: bool = False
     """Whether this engine can split an expert's tokens unevenly over its replicas."""
+    leader: str = ""
+    leader_key: str = ""
+    """What the group's store says of where rank 0's daemon is reached; empty where nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,9 +121,9 @@ class Stands:
     """Epoch under way, 0 if idle."""
     forward: int
     lane: int
-    slots: NDArray[np.int32] = _array("int32", 3)
+    slots: NDArray[np.int32] = array("int32", 3)
     """Placement in force, `[layers, ranks, slots_per_rank]`."""
-    parts: NDArray[np.int32] | None = _array("int32", 3, default=None)
+    parts: NDArray[np.int32] | None = array("int32", 3, default=None)
     """Its shares, as in `prepare`; left out where every split is even."""
 
 
@@ -243,13 +239,13 @@ class HeatReport:
     epoch: int
     first_forward: int
     phase: str
-    counts: NDArray[np.int32] = _array("int32", 3)
+    counts: NDArray[np.int32] = array("int32", 3)
     """Tokens, `[steps, layers, slots_per_rank]` (received) or `[steps, layers, slots]` (sent)."""
-    routed: NDArray[np.int64] = _array("int64", 1)
+    routed: NDArray[np.int64] = array("int64", 1)
     """Token-expert assignments this rank routed, all layers, `[steps]`."""
-    tokens: NDArray[np.int32] = _array("int32", 1)
+    tokens: NDArray[np.int32] = array("int32", 1)
     """Valid tokens, padding excluded, `[steps]`."""
-    dummy: NDArray[np.bool_] = _array("bool", 1)
+    dummy: NDArray[np.bool_] = array("bool", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +261,14 @@ class Bye:
 @dataclass(frozen=True, slots=True)
 class Greet:
     """The leader knows no session with this peer: say `Hello`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """To rank 0: publish in the group's store where the daemons of other nodes reach this one."""
+
+    endpoint: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,21 +310,21 @@ class Prepare:
     lane: int
     """Generation of the transport; greater than the agent's means: renew it first."""
     rounds: int
-    layers: NDArray[np.int32] = _array("int32", 1)
+    layers: NDArray[np.int32] = array("int32", 1)
     """Changed layers, ascending, `[n]`."""
-    slots: NDArray[np.int32] = _array("int32", 3)
+    slots: NDArray[np.int32] = array("int32", 3)
     """Their new placement, `[n, ranks, slots_per_rank]`."""
-    transfers: NDArray[np.int32] = _array("int32", 2)
+    transfers: NDArray[np.int32] = array("int32", 2)
     """This rank's rows, `[m, len(Col)]`, columns `eplbd.core.rounds.Col`."""
-    replica_count: NDArray[np.int32] = _array("int32", 2)
+    replica_count: NDArray[np.int32] = array("int32", 2)
     """`[n, experts]`."""
-    physical: NDArray[np.int32] = _array("int32", 3)
+    physical: NDArray[np.int32] = array("int32", 3)
     """Slots of each expert, -1 padded, `[n, experts, max_replicas]`."""
-    log2phy: NDArray[np.int32] = _array("int32", 2)
+    log2phy: NDArray[np.int32] = array("int32", 2)
     """This rank's choice of slot, `[n, experts]`."""
-    expert_map: NDArray[np.int32] = _array("int32", 2)
+    expert_map: NDArray[np.int32] = array("int32", 2)
     """Local slot of each expert, -1 if elsewhere, `[n, experts]`."""
-    parts: NDArray[np.int32] | None = _array("int32", 3, default=None)
+    parts: NDArray[np.int32] | None = array("int32", 3, default=None)
     """65,536ths of its expert's tokens that each slot takes, `[n, ranks, slots_per_rank]`; left out
     where these layers split evenly. Only to agents that said `weighted`."""
 
@@ -391,6 +395,6 @@ FromAgent: TypeAlias = (
     | Bye
 )
 FromLeader: TypeAlias = (
-    Greet | Welcome | Refused | Beat | Prepare | Stage | Arm | Decide | Confirm | Abort
+    Greet | Door | Welcome | Refused | Beat | Prepare | Stage | Arm | Decide | Confirm | Abort
 )
 Message: TypeAlias = FromAgent | FromLeader

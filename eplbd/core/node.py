@@ -16,6 +16,7 @@ from eplbd.core import messages as m
 from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
 from eplbd.core.breaker import Breaker
+from eplbd.core.cluster import shown
 from eplbd.core.commands import Commanded, OrdersRestored
 from eplbd.core.errand import take_orders
 from eplbd.core.events import (
@@ -23,7 +24,6 @@ from eplbd.core.events import (
     Event,
     Garbled,
     Note,
-    Peer,
     PersistFailed,
     PolicyAnswered,
     PolicyFailed,
@@ -43,6 +43,7 @@ from eplbd.core.totals import COUNTED, Totals
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
+    from eplbd.core.cluster import Address, Peer
     from eplbd.core.orders import Orders
     from eplbd.core.settings import Settings
 
@@ -73,10 +74,14 @@ class Statistics:
 
 
 class Node:
-    """All groups of one daemon."""
+    """All groups of one daemon.
 
-    def __init__(self, settings: Settings) -> None:
+    cluster: where other nodes reach this daemon; None if it keeps to its own.
+    """
+
+    def __init__(self, settings: Settings, cluster: Address | None = None) -> None:
         self.settings = settings
+        self.cluster = cluster
         self.now = 0.0
         self.balancers: dict[str, Balancer] = {}
         self.members: dict[Peer, tuple[str, int]] = {}
@@ -362,7 +367,7 @@ class Node:
         """Log a peer's first offence; all are counted."""
         if peer not in self.complained and len(self.complained) < COMPLAINTS_MAX:
             self.complained.add(peer)
-            self._note("warning", event, peer=peer.hex(), reason=reason)
+            self._note("warning", event, peer=shown(peer), reason=reason)
 
     def _note(self, level: str, event: str, **fields: object) -> None:
         self.out.append(Note(level, event, fields))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from eplbd.core.messages import WIRE_VERSION, WIRE_VERSION_MIN, HeatReport, Pulse, Staged, Stands
 
 if TYPE_CHECKING:
-    from eplbd.core.events import Peer
+    from eplbd.core.cluster import Peer
     from eplbd.core.messages import FromAgent, Hello
 
 DIMENSION_LIMIT = 1 << 16

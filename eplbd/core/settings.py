@@ -74,6 +74,15 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What a relay does; `leader` and `leader_key` hold against what workers read in the store."""
+
+    leader: str = ""
+    leader_key: str = ""
+    interval_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySettings:
     """Who plans."""
 
@@ -102,6 +111,7 @@ class Settings:
     epoch: EpochSettings = field(default_factory=EpochSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     record: RecordSettings = field(default_factory=RecordSettings)
     alarms: AlarmSettings = field(default_factory=AlarmSettings)

@@ -161,6 +161,25 @@ class GroupOverview:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayOverview:
+    """A group that another daemon leads and this one relays."""
+
+    group: str
+    leader: str
+    """Endpoint of the daemon that leads it."""
+    linked: bool
+    """Whether it was heard of within `session.silence_s`."""
+    last_heard_age_s: float | None
+    """None if it never was."""
+    ranks: tuple[int, ...]
+    """Those on this node, ascending."""
+    forwarded: int
+    """Messages sent up, heat of several ranks as one."""
+    reason: str
+    """Why it is not linked; empty while it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeOverview:
     """The daemon."""
 
@@ -175,3 +194,5 @@ class NodeOverview:
     alarms: tuple[Alarm, ...]
     """That hold now, in the order of raising."""
     groups: tuple[GroupOverview, ...]
+    """That this daemon leads."""
+    relays: tuple[RelayOverview, ...] = ()

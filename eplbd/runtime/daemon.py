@@ -279,7 +279,7 @@ class Daemon:
         self._stream.take(effect)
         self._metrics.take(effect)
         match effect:
-            case e.Send(peer, message):
+            case e.Send(bytes() as peer, message):
                 if self._send(peer, message) is Sent.UNREACHABLE:
                     self._seqs.pop(peer, None)
                     pending.append(e.Unreachable(peer))

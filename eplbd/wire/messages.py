@@ -29,6 +29,7 @@ FROM_AGENT: dict[str, type[m.FromAgent]] = {
 }
 FROM_LEADER: dict[str, type[m.FromLeader]] = {
     "greet": m.Greet,
+    "door": m.Door,
     "welcome": m.Welcome,
     "refused": m.Refused,
     "beat": m.Beat,

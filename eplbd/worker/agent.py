@@ -314,6 +314,8 @@ class AgentThread:
             dispatch=identity.dispatch,
             counts=identity.counts,
             weighted=identity.weighted,
+            leader=self.machine.contact.leader,
+            leader_key=self.machine.contact.leader_key,
         )
 
     def _stands(self) -> m.Stands:

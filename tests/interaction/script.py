@@ -48,7 +48,7 @@ class Recorded(World):
         """Record what the daemon sends and logs."""
         super().perform(effect)
         match effect:
-            case Send(peer, message) if not isinstance(message, QUIET):
+            case Send(bytes() as peer, message) if not isinstance(message, QUIET):
                 rank = peer.split(b".")[0].decode()
                 self.trace.append(f"leader -> {rank}: {brief(message)}")
             case Stop():

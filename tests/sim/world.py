@@ -145,7 +145,7 @@ class World:
     def perform(self, effect: Effect) -> None:
         """Do what the daemon's shell would do."""
         match effect:
-            case Send(peer, message):
+            case Send(bytes() as peer, message):
                 self._check_term(message)
                 rank = int(peer.split(b".")[0])
                 if peer == self.peer(rank):

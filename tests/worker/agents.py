@@ -118,7 +118,7 @@ class Daemon:
             if self.dead:
                 return
             match effect:
-                case e.Send(peer, message):
+                case e.Send(bytes() as peer, message):
                     self._send(peer, message)
                 case e.AskPolicy(request):
                     self._take(e.PolicyAnswered(request, even(effect), 0.0))

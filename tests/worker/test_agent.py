@@ -337,7 +337,8 @@ def test_hostile_frames_are_counted_and_change_nothing(
         m.Welcome(term - 1, 1, 9.0, 9.0),
         m.Stage(term + 7, 1),
     ]
-    for peer in list(daemon.node.members):
+    for peer in daemon.node.members:
+        assert isinstance(peer, bytes)
         for frames in garbled:
             daemon.router.send_multipart([peer, *frames])
         for message in confused:
