@@ -24,7 +24,7 @@ VLLM_STAMP := .venv-vllm/.made-$(shell cat $(VLLM_INPUTS) | sha256sum | cut -c 1
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: help demo demo-vllm test test-vllm check bench bench-policies clean setup setup-vllm style spelling types contracts tests mutants closing
+.PHONY: help demo demo-vllm test test-vllm check bench bench-policies clean setup setup-vllm style spelling types contracts tests fuzz mutants closing
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -109,6 +109,9 @@ tests: setup
 test-vllm: setup setup-vllm ## A real vLLM, balanced: a quarter of an hour after the set-up
 	$(call heading,tests with a real vLLM)
 	@$(BIN)/pytest tests/vllm
+
+fuzz: setup ## A million hostile frames; ARGS='--frames N', or a target: decoders, session
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 mutants: setup ## Break the code on purpose; the tests have to notice
 	$(call heading,mutants)

@@ -256,7 +256,7 @@ def asked(frames: Sequence[bytes]) -> int:
 def _event(body: bytes) -> Told:
     try:
         event: Told = _decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(
             f"event stream: {error}; the daemon and this program are of different versions: "
             "upgrade the older one"
