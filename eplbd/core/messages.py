@@ -220,10 +220,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """Sign of life, and the clock.
-
-    Times are means since the last pulse, 0.0 if there was no such forward.
-    """
+    """Sign of life, and the clock. Times are means since the last one, 0.0 where none was."""
 
     forward: int
     forward_s: float = 0.0
