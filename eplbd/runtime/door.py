@@ -1,0 +1,224 @@
+"""The door to other nodes: one ROUTER on tcp, which lets in whom this node trusts.
+
+Owns who is let in, and the way back to each relay. The key that a connection proved to have, which
+libzmq puts beside every message, says who speaks; what a peer calls itself says nothing. Must not
+know bundles: frames in, frames out.
+
+libzmq asks for a key once per connection. So the door is shut and opened anew when a key is
+withdrawn: whoever is still trusted is back within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import anyio
+import anyio.lowlevel
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from eplbd.errors import ConfigError
+from eplbd.runtime.curve import BATCH, MISMATCH, Monitor, curve_socket, monitored
+from eplbd.runtime.keys import KeyPair, Trust
+from eplbd.runtime.link import Sent
+
+KEY = "cluster.listen"
+DOMAIN = b"eplbd"
+AGAIN_S = 0.02
+"""Between attempts to bind where this very process listened a moment ago."""
+
+Refused: TypeAlias = Callable[[str, bytes], None]
+"""Is told why somebody was not let in, and the key, if one was proved."""
+
+UNKNOWN, PLAIN, OTHERS = "unknown key", "no encryption", "wrong server key"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """Frames from a relay.
+
+    key: which it proved to have, z85. route: of its connection; the way back.
+    """
+
+    key: bytes
+    route: bytes
+    frames: list[bytes]
+
+
+Take: TypeAlias = Callable[[list[Letter]], None]
+
+
+class Door:
+    """A bound endpoint. Made by `open_door`; belongs to the loop that runs."""
+
+    def __init__(
+        self,
+        bound: Callable[[], contextlib.AbstractContextManager[zmq.asyncio.Socket]],
+        refused: Refused,
+    ) -> None:
+        self._bound, self._refused = bound, refused
+        self._stack = contextlib.ExitStack()
+        self._router: zmq.asyncio.Socket | None = self._stack.enter_context(bound())
+        self._routes: dict[bytes, bytes] = {}
+        self._renew = anyio.Event()
+        self.trust = Trust({})
+
+    async def run(self, take: Take) -> None:
+        """Hand on what comes from whom this node trusts, until cancelled."""
+        while True:
+            router = self._router or await self._opened_again()
+            self._renew = anyio.Event()
+            with monitored(router, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL) as monitor:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._receive, router, take)
+                    tasks.start_soon(self._watch, monitor)
+                    await self._renew.wait()
+                    tasks.cancel_scope.cancel()
+            self.close()
+
+    def admit(self, trust: Trust) -> None:
+        """Let these in from now on, and nobody else; who was withdrawn is cut off at once."""
+        withdrawn = self.trust.names.keys() - trust.names.keys()
+        self.trust = trust
+        if withdrawn:
+            # Nothing that they have sent is taken, and nothing is sent to them, from here on.
+            self._routes.clear()
+            self._renew.set()
+
+    def keep_route(self, letter: Letter) -> None:
+        """What is for this relay goes back the way that this letter came."""
+        self._routes[letter.key] = letter.route
+
+    @property
+    def reached(self) -> int:
+        """Relays to which there is a way, as far as is known."""
+        return len(self._routes)
+
+    def send(self, key: bytes, frames: Sequence[bytes | memoryview]) -> Sent:
+        """Queue frames for a relay, or say why not; never waits."""
+        if self._renew.is_set() or self._router is None:
+            return Sent.DROPPED  # it will be back in a moment
+        route = self._routes.get(key)
+        if route is None:
+            return Sent.UNREACHABLE
+        sending = self._router.send_multipart([route, *frames], flags=zmq.NOBLOCK)
+        match cast("asyncio.Future[None]", sending).exception():
+            case None:
+                return Sent.QUEUED
+            case zmq.Again():
+                return Sent.DROPPED
+            case zmq.ZMQError(errno=zmq.EHOSTUNREACH):
+                del self._routes[key]
+                return Sent.UNREACHABLE
+            case error:
+                raise error
+
+    def close(self) -> None:
+        """End every connection."""
+        self._router = None
+        self._stack.close()
+
+    async def _receive(self, router: zmq.asyncio.Socket, take: Take) -> None:
+        while True:
+            first = await router.recv_multipart(copy=False)
+            letters = [*self._letters(first)]
+            with contextlib.suppress(zmq.Again):
+                for _ in range(BATCH):
+                    letters += self._letters(await router.recv_multipart(zmq.NOBLOCK, copy=False))
+            if letters:
+                take(letters)
+            await anyio.lowlevel.checkpoint()
+
+    def _letters(self, frames: list[zmq.Frame]) -> Iterator[Letter]:
+        """The letter in these frames; none where its sender is not trusted (any more)."""
+        route, *rest = frames
+        key = _proved(rest[0])
+        if key in self.trust:
+            yield Letter(key, route.bytes, [frame.bytes for frame in rest])
+        else:
+            self._refused(UNKNOWN, key)
+
+    async def _watch(self, monitor: Monitor) -> None:
+        while True:
+            _, why = await monitor.event()
+            self._refused(PLAIN if why == MISMATCH else OTHERS, b"")
+
+    async def _opened_again(self) -> zmq.asyncio.Socket:
+        """Bind where we listened: libzmq closes behind our back, a moment later."""
+        while True:
+            try:
+                self._router = self._stack.enter_context(self._bound())
+            except ConfigError:
+                await anyio.sleep(AGAIN_S)
+            else:
+                return self._router
+
+
+class _Admission:
+    """Answers libzmq's question whether a key may come in."""
+
+    def __init__(self, door: Door, refused: Refused) -> None:
+        self._door, self._refused = door, refused
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """As pyzmq wants it: the key in z85."""
+        trusted = key in self._door.trust
+        if not trusted:
+            self._refused(UNKNOWN, key)
+        return trusted
+
+
+@contextlib.contextmanager
+def open_door(
+    context: zmq.asyncio.Context,
+    endpoint: str,
+    pair: KeyPair,
+    max_message_bytes: int,
+    refused: Refused,
+) -> Iterator[Door]:
+    """Listen on `endpoint`; nobody is let in before `Door.admit`.
+
+    The context must have no other door: libzmq asks one authority per context.
+
+    Raises:
+        ConfigError: It cannot be bound.
+    """
+
+    @contextlib.contextmanager
+    def bound() -> Iterator[zmq.asyncio.Socket]:
+        with curve_socket(context, zmq.ROUTER, pair, max_message_bytes) as router:
+            router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+            # Without an authority libzmq would let everybody in.
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            try:
+                router.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise ConfigError(
+                    f"{KEY}: cannot bind {endpoint}: {error}; is it an address of this machine, "
+                    "and does nothing else listen there?"
+                ) from error
+            yield router
+
+    with contextlib.ExitStack() as stack:
+        authority = AsyncioAuthenticator(context)
+        authority.start()
+        stack.callback(authority.stop)
+        door = Door(bound, refused)
+        stack.callback(door.close)
+        authority.configure_curve_callback(DOMAIN.decode(), _Admission(door, refused))
+        yield door
+
+
+def _proved(frame: zmq.Frame) -> bytes:
+    """The key of the connection that this frame came over."""
+    try:
+        return str(frame.get("User-Id")).encode()
+    except zmq.ZMQError:
+        return b""

@@ -1,0 +1,166 @@
+"""The door to other nodes: who is let in, who is not, and who is put out again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import anyio
+import anyio.lowlevel
+import pytest
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from eplbd.errors import ConfigError
+from eplbd.runtime.door import OTHERS, PLAIN, UNKNOWN, open_door
+from eplbd.runtime.link import Sent
+from eplbd.runtime.uplink import CLOSED
+from tests.runtime.nodes import (
+    MIB,
+    dialled,
+    knocking,
+    new_pair,
+    opened,
+    say,
+    trusting,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_frames_go_both_ways_under_the_key_that_was_proved() -> None:
+    one, two = new_pair(), new_pair()
+    async with (
+        opened(trusting(one, two)) as leader,
+        dialled(leader.address, one) as first,
+        dialled(leader.address, two) as second,
+    ):
+        await until(lambda: first.link.linked and second.link.linked, "both are linked")
+        assert first.link.send([b"from one", b"", b"\0\1"]) is Sent.QUEUED
+        assert second.link.send([b"from two"]) is Sent.QUEUED
+        await until(lambda: len(leader.letters) == 2, "both were heard")
+        assert leader.heard(one.public) == [[b"from one", b"", b"\0\1"]]
+        assert leader.heard(two.public) == [[b"from two"]]
+        assert leader.door.send(one.public, [b"to", memoryview(b"one")]) is Sent.QUEUED
+        await until(lambda: first.letters, "the answer came")
+        assert first.letters == [[b"to", b"one"]]
+        assert not second.letters
+        assert leader.door.send(new_pair().public, [b"to nobody"]) is Sent.UNREACHABLE
+        assert not leader.refused
+
+
+@pytest.mark.slow
+async def test_an_unknown_key_is_refused_and_taken_once_it_is_known() -> None:
+    stranger = new_pair()
+    async with opened(trusting(new_pair())) as leader, dialled(leader.address, stranger) as link:
+        await until(lambda: leader.refused, "it was refused")
+        assert set(leader.refused) == {(UNKNOWN, stranger.public)}
+        await until(lambda: "does not trust this node" in link.link.reason, "it knows why")
+        assert link.link.send([b"anything"]) is Sent.UNREACHABLE
+        leader.door.admit(trusting(stranger))
+        await until(lambda: link.link.linked, "it tried again")
+        assert link.link.send([b"now"]) is Sent.QUEUED
+        await until(lambda: leader.heard(stranger.public), "it was heard")
+        assert leader.heard(stranger.public) == [[b"now"]]
+
+
+async def test_a_withdrawn_key_is_cut_off_at_once_and_nobody_else_for_long() -> None:
+    gone, stays = new_pair(), new_pair()
+    async with (
+        opened(trusting(gone, stays)) as leader,
+        dialled(leader.address, gone) as first,
+        dialled(leader.address, stays) as second,
+    ):
+        await until(lambda: first.link.linked and second.link.linked, "both are linked")
+        first.link.send([b"before"])
+        await until(lambda: leader.heard(gone.public), "it was heard")
+        leader.door.admit(trusting(stays))
+        assert leader.door.send(gone.public, [b"nothing more"]) is not Sent.QUEUED
+        for _ in range(20):
+            first.link.send([b"after"])
+            await anyio.lowlevel.checkpoint()
+        await until(lambda: "does not trust" in first.link.reason, "the first was put out")
+
+        def heard() -> bool:
+            second.link.send([b"still here"])
+            return bool(leader.heard(stays.public))
+
+        await until(heard, "the second is back")
+        assert leader.heard(gone.public) == [[b"before"]]
+        assert leader.door.send(gone.public, [b"nothing more"]) is Sent.UNREACHABLE
+        assert first.letters == []
+        assert leader.door.send(stays.public, [b"an order"]) is Sent.QUEUED
+        await until(lambda: second.letters, "the second obeys")
+
+
+async def test_nobody_takes_anothers_route_by_its_name() -> None:
+    """An identity is chosen by whoever connects: it must not lead another's orders astray."""
+    honest, rogue = new_pair(), new_pair()
+    async with opened(trusting(honest, rogue)) as leader:
+        with (
+            knocking(leader.address, honest, identity=b"relay") as first,
+            knocking(leader.address, rogue, identity=b"relay") as second,
+        ):
+            await say(first, [b"honest"])
+            await until(lambda: leader.heard(honest.public), "the honest one was heard")
+            for _ in range(20):
+                try:
+                    second.send_multipart([b"rogue"], zmq.NOBLOCK)
+                except zmq.Again:
+                    await anyio.sleep(0.01)
+            assert leader.door.send(honest.public, [b"orders"]) is Sent.QUEUED
+            await until(lambda: first.poll(0), "the orders went to whom they were for")
+            assert first.recv_multipart() == [b"orders"]
+            assert not second.poll(0)
+            assert leader.heard(honest.public) == [[b"honest"]]
+
+
+async def test_plain_text_and_another_servers_key_are_refused() -> None:
+    known = new_pair()
+    async with opened(trusting(known)) as leader:
+        with ExitStack() as stack:
+            plain = stack.enter_context(knocking(leader.address, None))
+            await until(lambda: (PLAIN, b"") in leader.refused, "plain text was refused")
+            astray = stack.enter_context(
+                knocking(leader.address, known, server_key=new_pair().public)
+            )
+            await until(lambda: (OTHERS, b"") in leader.refused, "the wrong key was refused")
+            for knocker in (plain, astray):
+                with pytest.raises(zmq.Again):
+                    knocker.send_multipart([b"x"], zmq.NOBLOCK)
+        assert not leader.letters
+
+
+async def test_a_frame_beyond_the_cap_ends_the_connection_and_not_the_door() -> None:
+    large, small = new_pair(), new_pair()
+    async with opened(trusting(large, small)) as leader:
+        with (
+            knocking(leader.address, large) as first,
+            knocking(leader.address, small) as second,
+        ):
+            await say(first, [bytes(MIB + 1)])
+            await say(second, [b"small"])
+            await until(lambda: leader.heard(small.public), "the honest one was heard")
+            assert not leader.heard(large.public)
+
+
+async def test_without_an_authority_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default of libzmq is the opposite."""
+    monkeypatch.setattr(AsyncioAuthenticator, "start", lambda _: None)
+    known = new_pair()
+    async with opened(trusting(known)) as leader, dialled(leader.address, known) as link:
+        await until(lambda: link.link.reason == CLOSED, "the door stayed shut")
+        assert link.reasons == [CLOSED]
+        assert not leader.letters
+
+
+async def test_an_address_that_is_taken_or_not_ours_is_refused() -> None:
+    async with opened(trusting()) as leader:
+        with zmq.asyncio.Context() as context:
+            for endpoint in (leader.endpoint, "tcp://192.0.2.1:9477"):
+                with (
+                    pytest.raises(ConfigError, match=r"cluster\.listen: cannot bind tcp://"),
+                    open_door(context, endpoint, new_pair(), MIB, lambda *_: None),
+                ):
+                    pass
