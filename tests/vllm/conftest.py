@@ -10,26 +10,35 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.engines import BIN, offline
+from tests.vllm.engines import ABSENT, BIN, offline
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones run where they are asked for; the summary names what was left out."""
-    if os.environ.get("EPLBD_NIGHTLY") == "1":
-        return
+    """What cannot run here, or takes long and was not asked for, is named in the summary."""
+    absent = "" if list(BIN.parent.glob(".made-*")) else _why_absent()
     for item in items:
-        if item.get_closest_marker("nightly"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: EPLBD_NIGHTLY=1"))
+        reason = ""
+        if item.get_closest_marker("vllm") and absent:
+            reason = f"no real vLLM here: {absent}"
+        elif item.get_closest_marker("nightly") and os.environ.get("EPLBD_NIGHTLY") != "1":
+            reason = "takes minutes: `make test-vllm`"
+        if reason:
+            # With its name: those of one reason are told together, in one line.
+            item.add_marker(pytest.mark.skip(reason=f"{item.name}: {reason}"))
+
+
+def _why_absent() -> str:
+    """What the set-up left behind where it failed."""
+    try:
+        return ABSENT.read_text(encoding="utf-8").strip()
+    except OSError:
+        return "`make setup-vllm` installs it"
 
 
 @pytest.fixture(scope="session")
 def vllm() -> Path:
     """Python of the environment that has vLLM."""
-    python = BIN / "python"
-    made = list(BIN.parent.glob(".made-*"))
-    if not made:
-        pytest.skip("no real vLLM here: `make test-vllm` sets it up and runs these")
-    return python
+    return BIN / "python"
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +73,7 @@ def reference(
             found[shape] = offline(
                 folder,
                 nobody,
+                alone=True,
                 model=str(model_of(shape)),
                 ranks=2 if shape == "deepseek" else 1,
                 experts=False,

@@ -10,13 +10,17 @@ from eplbd_vllm.demo.engines import environment, free_port, started
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = REPOSITORY / ".venv-vllm/bin"
+ABSENT = REPOSITORY / ".make/no-vllm"
+"""Why `make test` could not install it; there only if so."""
 OFFLINE = Path(__file__).with_name("engine") / "offline.py"
 
 
-def offline(folder: Path, endpoint: str, **spec: object) -> dict[str, Any]:
+def offline(
+    folder: Path, endpoint: str, *, alone: bool = False, user: int | None = None, **spec: object
+) -> dict[str, Any]:
     """Run it to its end; the report has what it said as `log`. spec: as `Spec` there.
 
-    Without redundant slots eplbd is switched off: vLLM alone.
+    alone: with eplbd switched off. user: see `started`.
     """
     ranks = spec.get("ranks", 1)
     report, log = folder / f"report{ranks}.json", folder / f"offline{ranks}.log"
@@ -25,9 +29,9 @@ def offline(folder: Path, endpoint: str, **spec: object) -> dict[str, Any]:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         command += ["--master-port", str(free_port())]
     env = environment(endpoint, EPLBD_TEST_REPORT=str(report), VLLM_ENABLE_V1_MULTIPROCESSING="0")
-    if not spec.get("redundant"):
+    if alone:
         env["EPLBD_DISABLE"] = "1"
-    with started([*command, OFFLINE, json.dumps(spec)], log, env) as engine:
+    with started([*command, OFFLINE, json.dumps(spec)], log, env, user) as engine:
         assert engine.wait() == 0, engine.story()
         found: dict[str, Any] = json.loads(report.read_text())
         return found | {"log": log.read_text(errors="replace")}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from eplbd.config import load
+from eplbd.runtime.caller import call
+from eplbd.wire import control as wire
 from eplbd_vllm.demo.clients import Clients, check_prompts
 from eplbd_vllm.demo.engines import Server
 from tests.runtime.process import Process, daemon
@@ -36,11 +41,21 @@ RESTLESS: dict[str, object] = {
 """Epochs of one expert, as soon as the heat changes, on a machine that others may keep busy."""
 
 
-class Lab:
-    """expected: greedy tokens of the check's prompts. folder: of the daemon's configuration."""
+ATTEMPTS = 10
+"""To kill a daemon before the epoch ends that it was seen in."""
 
-    def __init__(self, folder: Path, server: Server, expected: list[list[int]]) -> None:
+
+class Lab:
+    """expected: greedy tokens of the check's prompts. folder: of the daemon's configuration.
+
+    idle_s: how long an idle while is.
+    """
+
+    def __init__(
+        self, folder: Path, server: Server, expected: list[list[int]], idle_s: float
+    ) -> None:
         self.folder, self.server, self.expected = folder, server, expected
+        self.idle_s = idle_s
         self.daemon: Process | None = None
         self.stack = ExitStack()
 
@@ -50,13 +65,38 @@ class Lab:
         return self.daemon
 
     def kill_daemon(self) -> None:
-        self._lived().popen.send_signal(signal.SIGKILL)
-        self.stack.close()
+        """Amid an epoch: seen under way, and not ended when the daemon was."""
+        for _ in range(ATTEMPTS):
+            under_way = self.epoch()
+            self._lived().popen.send_signal(signal.SIGKILL)
+            self.stack.close()
+            if under_way not in [line["epoch"] for line in self.ended()]:
+                return
+            self.start_daemon()
+        raise AssertionError(f"{ATTEMPTS} epochs ended before their daemon did")
+
+    def epoch(self) -> int:
+        """Wait for an epoch under way; return its number."""
+        config = load(self.folder / "eplbd.toml", {}).config
+        found: list[int] = []
+
+        def seen() -> bool:
+            reply = call(config, wire.Status(), who="a test", why="to strike amid an epoch")
+            assert isinstance(reply, wire.Stated), reply
+            groups = json.loads(reply.document.tobytes())["groups"]
+            found.extend(g["epoch_now"]["epoch"] for g in groups if g["epoch_now"] is not None)
+            return bool(found)
+
+        self.server.wait_for(seen, "an epoch is under way", every_s=0.0)
+        return found[0]
+
+    def ended(self) -> list[dict[str, Any]]:
+        """Lines of the epochs that this daemon has ended."""
+        return [line for line in self._lived().lines if line["event"] == "epoch ended"]
 
     def settled(self) -> int:
         """Epochs that this daemon has settled."""
-        ended = [line for line in self._lived().lines if line["event"] == "epoch ended"]
-        return sum(line["outcome"] == "settled" for line in ended)
+        return sum(line["outcome"] == "settled" for line in self.ended())
 
     def frozen(self) -> list[str]:
         """Why this daemon froze the placement; nothing where it did not."""
@@ -76,9 +116,13 @@ class Lab:
 
     def settle(self, epochs: int) -> None:
         """Wait until this daemon has settled so many epochs."""
-        self.server.wait_for(
-            lambda: self.settled() >= epochs or bool(self.frozen()), f"{epochs} epochs settle"
-        )
+        process = self._lived()
+
+        def over() -> bool:
+            assert process.popen.poll() is None, f"the daemon ended: {process.story()[-3000:]}"
+            return self.settled() >= epochs or bool(self.frozen())
+
+        self.server.wait_for(over, f"{epochs} epochs settle")
         assert self.frozen() == []
 
     def _lived(self) -> Process:

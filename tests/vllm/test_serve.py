@@ -1,12 +1,15 @@
 """`vllm serve` with two EP ranks, through everything that happens to a daemon and its clients.
 
-One engine for the whole file, as it takes a minute to start; each test leaves it serving, and the
-last one stops it in the middle of an epoch. So the order of the tests is part of them.
+One engine of each way for the whole file, as it takes a minute to start; each test leaves it
+serving, and the last one stops it in the middle of an epoch. So the order of the tests is part of
+them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +23,43 @@ from tests.vllm.lab import RESTLESS, Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
+EPOCHS = 20
 
-@pytest.fixture(scope="module")
+
+@dataclass(frozen=True)
+class Way:
+    """How to serve what. idle_s: how long nobody asks for anything before a burst."""
+
+    options: tuple[str, ...]
+    shape: str = "qwen3"
+    idle_s: float = 60.0
+
+
+EAGER = ("--enforce-eager",)
+DP2 = ("--data-parallel-size", "2", *EP2[2:])
+WAYS = [
+    pytest.param(Way((*EP2, *EAGER), idle_s=3.0), id="tp2"),
+    pytest.param(Way(EP2), id="tp2-compiled", marks=pytest.mark.nightly),
+    pytest.param(Way((*EP2, *EAGER), "deepseek"), id="tp2-deepseek", marks=pytest.mark.nightly),
+    pytest.param(Way((*DP2, *EAGER)), id="dp2", marks=pytest.mark.nightly),
+]
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def lab(
+    request: pytest.FixtureRequest,
     model_of: Callable[[str], Path],
     reference: Callable[[str], dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Lab]:
+    way: Way = request.param
     folder = tmp_path_factory.mktemp("serve")
     write_config(folder, **RESTLESS)
-    expected: list[list[int]] = reference("qwen3")["tokens"]
-    options = (*EP2, "--enforce-eager")
-    with serving(BIN, folder, f"ipc://{folder}/w.sock", model_of("qwen3"), *options) as server:
+    expected: list[list[int]] = reference(way.shape)["tokens"]
+    endpoint = f"ipc://{folder}/w.sock"
+    with serving(BIN, folder, endpoint, model_of(way.shape), *way.options) as server:
         server.ready()
-        lab = Lab(folder, server, expected)
+        lab = Lab(folder, server, expected, way.idle_s)
         with lab.stack:
             yield lab
 
@@ -45,12 +71,13 @@ def test_it_serves_without_a_daemon_and_says_so_once(lab: Lab) -> None:
     assert len(lab.server.lines("eplbd balances this engine")) == 1
 
 
-def test_a_daemon_that_comes_later_is_found(lab: Lab) -> None:
-    lab.start_daemon()
+def test_a_daemon_that_comes_later_is_found_and_leads_many_epochs(lab: Lab) -> None:
+    daemon = lab.start_daemon()
     with lab.traffic():
-        lab.settle(5)
+        lab.settle(EPOCHS)
         lab.check()
-    lab.check()
+    lab.check()  # one request at a time: another data-parallel rank runs dummy batches beside it
+    assert daemon.line("group gathered")["ranks"] == 2
 
 
 def test_a_client_that_hangs_up_harms_nobody(lab: Lab) -> None:
@@ -61,9 +88,15 @@ def test_a_client_that_hangs_up_harms_nobody(lab: Lab) -> None:
         lab.check()
 
 
-def test_a_daemon_killed_amid_epochs_leaves_serving_as_it_is(lab: Lab) -> None:
+def test_a_burst_after_an_idle_while(lab: Lab) -> None:
+    time.sleep(lab.idle_s)
     with lab.traffic():
-        lab.settle(lab.settled() + 1)
+        lab.settle(lab.settled() + 2)
+        lab.check()
+
+
+def test_a_daemon_killed_amid_an_epoch_leaves_serving_as_it_is(lab: Lab) -> None:
+    with lab.traffic():
         lab.kill_daemon()
         lab.check()
         lab.start_daemon()
@@ -71,9 +104,9 @@ def test_a_daemon_killed_amid_epochs_leaves_serving_as_it_is(lab: Lab) -> None:
         lab.check()
 
 
-def test_an_engine_stopped_amid_epochs_leaves_nothing(lab: Lab) -> None:
+def test_an_engine_stopped_amid_an_epoch_leaves_nothing(lab: Lab) -> None:
     with lab.traffic() as clients:
-        lab.settle(lab.settled() + 1)
+        lab.epoch()
         clients.leaving = True
         lab.server.stop()
     assert lab.server.processes() == []

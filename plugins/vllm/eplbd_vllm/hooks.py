@@ -85,7 +85,7 @@ def install(wrapper: type[Wrapper], invite: Invite) -> None:
     def loading(call: Call, guest: Visitor | None) -> object:
         result = call.go()
         if guest is None:
-            setattr(call.wrapper, _GUEST, invite(call.wrapper.worker))
+            seat(call.wrapper, invite(call.wrapper.worker))
         return result
 
     for name, around in (("load_model", loading), *_AROUND.items()):
@@ -96,6 +96,11 @@ def guest_of(wrapper: Wrapper) -> Visitor | None:
     """Return the guest of a wrapped worker, None where there is none."""
     # Not getattr: the wrapper passes what it has not on to its worker.
     return cast("Visitor | None", vars(wrapper).get(_GUEST))
+
+
+def seat(wrapper: Wrapper, guest: Visitor | None) -> None:
+    """Have calls of this worker told to `guest` from now on."""
+    setattr(wrapper, _GUEST, guest)
 
 
 def _replace(wrapper: type[Wrapper], name: str, around: Around) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Protocol
 
 import torch
@@ -81,6 +81,15 @@ def _fill_router() -> bool:
         return False
     module.eplb_map_to_physical_and_record = map_and_record
     return True
+
+
+def deal(offset: int, turn: Tensor | None) -> None:
+    """Have the filled router choose with these, see `map_and_record`; an engine's own stays."""
+    import vllm.model_executor.layers.fused_moe.router.base_router as module
+
+    found = module.eplb_map_to_physical_and_record
+    if getattr(found, "func", found) is map_and_record:
+        module.eplb_map_to_physical_and_record = partial(map_and_record, offset=offset, turn=turn)
 
 
 def _is_stub(function: Callable[..., Tensor]) -> bool:

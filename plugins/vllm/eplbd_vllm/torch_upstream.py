@@ -72,15 +72,32 @@ class Upstream:
             heat.take(model.moe_layers)
             stack.callback(self._record, on=False)
             self._record(on=self._reports())
+            if experts.device.type == "cpu":
+                self._deal(stack, heat)
 
         return Survey(experts, tables.placement(self._member.ranks), tables, heat, take_over)
 
     def _reports(self) -> bool:
         """Whether this rank's tokens are counted by it alone."""
-        tp_size = self._worker.vllm_config.parallel_config.tensor_parallel_size
-        split = self._model.moe_layers[0].routed_experts.moe_config.is_sequence_parallel
         replicated = self._member.dispatch is Dispatch.REPLICATED
-        return replicated or split or self._member.rank % tp_size == 0
+        return replicated or self._member.rank % self._sharers() == 0
+
+    def _sharers(self) -> int:
+        """How many neighbouring ranks route the same tokens, where not all do."""
+        split = self._model.moe_layers[0].routed_experts.moe_config.is_sequence_parallel
+        return 1 if split else self._worker.vllm_config.parallel_config.tensor_parallel_size
+
+    def _deal(self, stack: ExitStack, heat: Heat) -> None:
+        """Let ranks with tokens of their own not all begin at the same replica of an expert."""
+        from eplbd_vllm import torch_cpu_gaps
+
+        if self._member.dispatch is Dispatch.REPLICATED:
+            return  # one routing, which all repeat: they have to choose alike
+        sharers = self._sharers()
+        offset = self._member.rank // sharers
+        # What sharers choose by may not depend on whether a neighbour's agent is well.
+        torch_cpu_gaps.deal(offset, heat.forwards if sharers == 1 else None)
+        stack.callback(torch_cpu_gaps.deal, offset, None)
 
     def _record(self, *, on: bool) -> None:
         """Let the routers count, or not; a captured graph looks at this flag, too."""

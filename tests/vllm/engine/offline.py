@@ -14,12 +14,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from vllm import LLM, SamplingParams
-from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-from eplbd_vllm.hooks import Wrapper, guest_of
+from eplbd_vllm.demo.torch_offline import offline_engine, wrapper_of
+from eplbd_vllm.hooks import guest_of
 from eplbd_vllm.torch_guest import Guest
 from eplbd_vllm.upstream import Worker
 
@@ -33,20 +33,20 @@ TOPIC_ROUNDS = 4
 class Spec:
     """What to run.
 
-    ranks: tensor-parallel. experts: whether each rank has experts of its own, not parts of all.
-    redundant: slots more than experts, None without EPLB. epochs: rounds go on until so many were
-    committed, at most `rounds`. broken: one more round with a wrong map.
-    compiled: torch.compile rather than eager.
+    model to compiled: see `offline_engine`. epochs: rounds go on until so many were committed, at
+    most `rounds`. broken: one more round with a wrong map. again: after a sleep and after reloading
+    as well.
     """
 
     model: str
     ranks: int = 1
     experts: bool = True
     redundant: int | None = None
+    compiled: bool = False
     epochs: int = 0
     rounds: int = 100
     broken: bool = False
-    compiled: bool = False
+    again: bool = True
 
 
 @dataclass
@@ -68,41 +68,6 @@ class Report:
     broken_differs: bool | None = None
     woken: list[list[int]] = field(default_factory=list)
     reloaded: list[list[int]] = field(default_factory=list)
-
-
-def block_rather_than_spin() -> None:
-    """Let ranks that share cores meet over gloo.
-
-    The shared-memory communicator spins for a peer that its spinning keeps from running, and all
-    engines of a machine that torchrun started share the name of its segments.
-    """
-    setattr(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda _: False)  # noqa: B010
-
-
-def engine(spec: Spec) -> LLM:
-    block_rather_than_spin()
-    options: dict[str, Any] = {}
-    if spec.ranks > 1:
-        options |= {
-            "tensor_parallel_size": spec.ranks,
-            "distributed_executor_backend": "external_launcher",
-            "enable_expert_parallel": spec.experts,
-        }
-    if spec.redundant is not None:
-        options |= {
-            "enable_eplb": True,
-            "eplb_config": {"num_redundant_experts": spec.redundant},
-        }
-    return LLM(
-        model=spec.model,
-        dtype="float32",
-        max_model_len=512,
-        max_num_seqs=16,
-        enforce_eager=not spec.compiled,
-        enable_prefix_caching=False,
-        seed=0,
-        **options,
-    )
 
 
 def prompt(seed: int, words: range) -> dict[str, list[int]]:
@@ -130,12 +95,6 @@ def generate(llm: LLM, number: int) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs[:PROMPTS]]
 
 
-def worker_of(llm: LLM) -> Wrapper:
-    """The worker's wrapper of this process."""
-    executor = llm.llm_engine.engine_core.engine_core.model_executor
-    return cast("Wrapper", executor.driver_worker)
-
-
 def break_map(worker: Worker) -> None:
     """Exchange two experts of one layer in the tables alone; a second time puts them right."""
     state = worker.model_runner.eplb_state
@@ -154,9 +113,15 @@ def after(llm: LLM, *calls: str) -> list[list[int]]:
 
 def drive(spec: Spec) -> Report:
     report, began = Report(), time.monotonic()
-    llm = engine(spec)
+    llm = offline_engine(
+        spec.model,
+        ranks=spec.ranks,
+        experts=spec.experts,
+        redundant=spec.redundant,
+        compiled=spec.compiled,
+    )
     report.start_s = time.monotonic() - began
-    wrapper = worker_of(llm)
+    wrapper = wrapper_of(llm)
     guest = cast("Guest | None", guest_of(wrapper))
     report.attached = guest is not None
     began = time.monotonic()
@@ -169,12 +134,14 @@ def drive(spec: Spec) -> Report:
     report.seconds = time.monotonic() - began
     if guest is not None:
         report.commits, report.forwards = guest.commits, guest.forwards
-    report.woken = after(llm, "sleep", "wake_up")
+    if spec.again:
+        report.woken = after(llm, "sleep", "wake_up")
     if spec.broken:
         break_map(wrapper.worker)
         report.broken_differs = generate(llm, 0) != report.tokens
         break_map(wrapper.worker)
-    report.reloaded = after(llm, "reload_weights")
+    if spec.again:
+        report.reloaded = after(llm, "reload_weights")
     if guest is not None:
         guest.leave()
     return report

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from eplbd_vllm.demo.engines import EngineError
+from eplbd_vllm.demo.latency import measure
 from eplbd_vllm.demo.run import Options, play, say
 
 
@@ -14,10 +15,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="eplbd_vllm.demo", description=__doc__)
     here = Path(sys.executable).parent
     parser.add_argument("--daemon", type=Path, default=here / "eplbd", help="the command eplbd")
+    parser.add_argument("--latency", action="store_true", help="measure token latency instead")
+    parser.add_argument("--rounds", type=int, default=10, help="of the measurement")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="eplbd-vllm-") as folder:
         try:
-            held = play(Options(options.daemon.absolute(), here), Path(folder))
+            where = Options(options.daemon.absolute(), here)
+            if options.latency:
+                measure(where, Path(folder), options.rounds)
+                return 0
+            held = play(where, Path(folder))
         except EngineError as error:
             say(str(error))
             return 1

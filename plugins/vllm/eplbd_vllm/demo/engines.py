@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ QUIET = {
 }
 """A small vLLM on this machine's CPU, that talks to nobody else."""
 
+_NOT_INHERITED = ("EPLBD_", "VLLM_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")
+"""The last one because vLLM imports five thousand modules in each of its processes: to compile them
+anew every time is half of an engine's start."""
+
 EP2 = (
     *("--tensor-parallel-size", "2", "--enable-expert-parallel"),
     *("--enable-eplb", "--eplb-config.num_redundant_experts", "2"),
@@ -52,9 +57,7 @@ EP2 = (
 def environment(endpoint: str, **more: str) -> dict[str, str]:
     """Of an engine beside the daemon at `endpoint`; what the shell says of either is left out."""
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("EPLBD_", "VLLM_", "PYTEST_"))
+        name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
     }
     return inherited | QUIET | {"EPLBD_SOCKET": endpoint} | more
 
@@ -118,13 +121,13 @@ class Engine:
         self.wait_for(lambda: self.popen.poll() is not None, "the engine ends")
         return self.popen.returncode
 
-    def wait_for(self, happened: Callable[[], bool], what: str) -> None:
+    def wait_for(self, happened: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
         """Return once it `happened`. Raises EngineError with `what` and the log if it does not."""
         deadline = time.monotonic() + PATIENCE_S
         while not happened():
             if time.monotonic() >= deadline:
                 raise EngineError(f"did not happen: {what}\n{self.story()}")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
     def lines(self, *words: str) -> list[str]:
         """Lines of the log that hold all of these."""
@@ -144,25 +147,35 @@ class Engine:
 
 
 @contextmanager
-def started(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> Iterator[Engine]:
-    """Start an engine in a session of its own; nothing of that session outlives the block."""
+def started(
+    command: Sequence[str | Path], log: Path, env: Mapping[str, str], user: int | None = None
+) -> Iterator[Engine]:
+    """Start an engine in a session of its own; nothing of that session outlives the block.
+
+    user: number of who it runs as, None for whoever runs this.
+    """
     before = segments()
-    with log.open("wb") as out:
-        popen = subprocess.Popen(  # noqa: S603 - no shell: the arguments are ours
-            [*map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=dict(env),
-            cwd=log.parent,
-            start_new_session=True,
-        )
-    engine = Engine(popen, log)
-    try:
-        yield engine
-    finally:
-        engine.kill()
-        _sweep(segments() - before)
+    # What it leaves is kept together: sockets between its processes, caches of configurations.
+    with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as scratch:
+        if user is not None:
+            os.chown(scratch, user, -1)
+        with log.open("wb") as out:
+            popen = subprocess.Popen(  # noqa: S603 - no shell: the arguments are ours
+                [*map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**env, "TMPDIR": scratch, "HOME": scratch},
+                cwd=scratch,
+                user=user,
+                start_new_session=True,
+            )
+        engine = Engine(popen, log)
+        try:
+            yield engine
+        finally:
+            engine.kill()
+            _sweep(segments() - before)
 
 
 class Server(Engine):

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,15 @@ class Daemon:
 
 
 @contextmanager
-def daemon(options: Options, folder: Path, endpoint: str) -> Iterator[Daemon]:
-    """Run `eplbd serve`, for as long as the block."""
-    settings = DAEMON | {"daemon.socket": endpoint, "daemon.state_dir": str(folder / "state")}
+def daemon(
+    options: Options, folder: Path, endpoint: str, more: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
+    """Run `eplbd serve`, for as long as the block. more: settings over those of the demo."""
+    settings = (
+        DAEMON
+        | dict(more or {})
+        | {"daemon.socket": endpoint, "daemon.state_dir": str(folder / "state")}
+    )
     flags = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
     log = folder / "daemon.log"
     with log.open("wb") as out:
@@ -82,19 +88,18 @@ def daemon(options: Options, folder: Path, endpoint: str) -> Iterator[Daemon]:
         popen.wait()
 
 
+def write_tiny(options: Options, model: Path) -> None:
+    """Write the model that is served."""
+    say("writing a tiny random model of Qwen3's shape: 3 layers of 8 experts, top-2")
+    write: list[str | Path] = [options.bin / "python", "-m", "eplbd_vllm.demo.torch_tiny"]
+    write += ["qwen3", model]
+    subprocess.run(write, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
+
+
 def play(options: Options, folder: Path) -> bool:
     """Run it; whether everything held."""
     model = folder / "tiny"
-    say("writing a tiny random model of Qwen3's shape: 3 layers of 8 experts, top-2")
-    write: list[str | Path] = [
-        options.bin / "python",
-        "-m",
-        "eplbd_vllm.demo.torch_tiny",
-        "qwen3",
-        model,
-    ]
-    subprocess.run(write, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
-
+    write_tiny(options, model)
     nobody = f"ipc://{folder}/nobody.sock"
     say("vllm serve, one rank: the reference")
     with _served(options, folder, nobody, model) as server:

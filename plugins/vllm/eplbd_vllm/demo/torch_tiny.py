@@ -2,9 +2,9 @@
 
     python -m eplbd_vllm.demo.torch_tiny qwen3 FOLDER
 
-Two shapes: `qwen3`, every layer of experts; `deepseek`, a dense first layer, shared experts and
-grouped routing. A few megabytes each, the same weights for the same seed. Owns the shapes. It must
-not know vLLM: what it writes is read like any other checkpoint.
+Three shapes: `qwen3`, every layer of experts; `deepseek`, a dense first layer, shared experts and
+grouped routing; `dense`, without experts. A few megabytes each, the same weights for the same seed.
+Owns the shapes. It must not know vLLM: what it writes is read like any other checkpoint.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ CONFIGS: dict[str, Config] = {
         "v_head_dim": HEAD,
         "num_nextn_predict_layers": 0,
     },
+    "dense": {
+        **_SHARED,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": HEAD,
+    },
 }
 
 
@@ -129,7 +135,7 @@ def sizes(shape: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{at}.post_attention_layernorm.weight", (HIDDEN,)
         attention = _latent_attention if shape == "deepseek" else _attention
         yield from ((f"{at}.self_attn.{name}", size) for name, size in attention())
-        if shape == "deepseek" and layer == 0:
+        if shape == "dense" or (shape == "deepseek" and layer == 0):
             yield from _swiglu(f"{at}.mlp", 2 * MIDDLE)
             continue
         yield f"{at}.mlp.gate.weight", (EXPERTS, HIDDEN)
