@@ -1,0 +1,56 @@
+"""A cheap stand-in for a policy, so that a group of thousands of ranks has placements to go to.
+
+Gives the layer's most loaded experts a copy each, in slots of experts that can best do without one.
+Owns nothing else: it is no balancer, the point is that its answers are valid, small and differ.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplbd.core.heat import Budget, Heat
+from eplbd.core.placement import Placement
+from eplbd.core.topology import Topology
+
+MOVES_PER_LAYER = 32
+
+
+class Nudge:
+    """A policy of the simulation's own."""
+
+    name: ClassVar[str] = "nudge"
+    eplbd_api: ClassVar[int] = 1
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        """See `eplbd.Policy`."""
+        slots = current.slots.copy()
+        for layer, tokens in enumerate(heat.total):
+            _nudge(slots[layer], tokens, min(MOVES_PER_LAYER, topology.ranks))
+        return Placement(slots, current.experts)
+
+
+def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], moves: int) -> None:
+    """Change one layer's `[ranks, slots_per_rank]` in place."""
+    experts = len(tokens)
+    replicas = np.bincount(slots.ravel(), minlength=experts)
+    for _ in range(moves):
+        share = tokens / replicas
+        hot = int(share.argmax())
+        spare = np.where(replicas > 1, tokens / np.maximum(replicas - 1, 1), np.inf)
+        cold = int(spare.argmin())
+        if spare[cold] >= share[hot]:
+            return
+        without = ~(slots == hot).any(axis=1)
+        places = np.argwhere((slots == cold) & without[:, None])
+        if not len(places):
+            return
+        # Anywhere, but the same again: a rank that got them all would take an epoch for every two.
+        rank, slot = places[(31 * cold + 17 * hot) % len(places)]
+        slots[rank, slot] = hot
+        replicas[hot] += 1
+        replicas[cold] -= 1
