@@ -14,6 +14,19 @@ kind over a thousand ranks (34 MB)."""
 MAX_HEADER_BYTES = 1 << 16
 """Frame 0. Names and figures only: whatever is larger belongs into an array frame."""
 
+MAX_BUNDLE_ENTRIES = 1 << 14
+"""Messages of one bundle: a turn of the leader's loop, or of a relay's, has a few for each rank."""
+
+MAX_BUNDLE_GROUPS = 64
+"""As many as one daemon leads or relays."""
+
+MAX_ENVELOPE_BYTES = 1 << 19
+"""Frame 0 of a bundle: thirty bytes for each entry."""
+
+MAX_REFERRED_BYTES = 1 << 30
+"""Frames of a bundle, each as often as entries name it: a `Prepare` that shares 1.3 MB takes 95 MB
+for the 72 ranks of a large node. It bounds the work that a small bundle may cause."""
+
 MAX_NAME_CHARS = 256
 """A name: group, node, incarnation, digest, phase."""
 
