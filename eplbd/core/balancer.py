@@ -344,12 +344,14 @@ class Balancer:
         The books know which steps ran under which epoch: none from before the flip is among these.
         """
         assert self.ledger is not None
+        assert self.group.placement is not None
         loads = self.ledger.loads(self.group.epoch, self.settings.balance.phase)
         if loads.shape[0] < self.settings.balance.min_steps and self.now < cycle.deadline:
             return
         outcome = cycle.outcome
         enough = outcome == "applied" and loads.shape[0] >= self.settings.balance.min_steps
-        cycle.tally.gain_realised = self.gains.measure(self._served() if enough else [])
+        served = self._served() if enough else []
+        cycle.tally.gain_realised = self.gains.measure(served, self.group.placement)
         realised = par(loads).mean(axis=0) if loads.shape[0] else np.empty(0)
         self.cycle_ended(
             cycle.rest(),

@@ -128,7 +128,7 @@ def close(balancer: Balancer, cycle: Cycle, why: str) -> None:
             balancer.refused(why, "refused")
         case Stage.MOVING:
             cycle.drop(why, balancer.now)
-            balancer.gains.measure([])  # nobody is held to a promise that was not let be kept
+            balancer.gains.forget()  # nobody is held to a promise that was not let be kept
             outcome = cycle.outcome if cycle.tally.settled else "refused"
             balancer.cycle_ended(cycle.rest(), outcome, 0.0)
         case Stage.MEASURING:

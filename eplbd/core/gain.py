@@ -3,9 +3,15 @@
 Owns the measurement and the count of promises broken in a row. A gain is the share by which the
 hottest ranks' load falls, as in the benefit test. Both sides of the measurement are of the same
 steps, those after the flip: what the ranks processed, and what they would have had under the map
-before. So traffic that shifts is nobody's fault. How far real loads lie above the modelled ones (an
-engine does not split an expert's tokens quite evenly) is taken from the steps before the flip. Must
-not know who is suspended for it.
+before. How far real loads lie above the modelled ones (an engine does not split an expert's tokens
+quite evenly) is taken from the steps before the flip.
+
+A plan that falls short because its traffic is gone says little of who made it. Either map tells that
+if steps from before and after the flip are held against it: where the loads of its ranks have
+changed by as much as the gain falls short, the plan counts neither way. Unless it did harm: then it
+was made for too narrow a view of the traffic.
+
+Must not know who is suspended for it.
 """
 
 from __future__ import annotations
@@ -16,9 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.core.cycle import slowest_load
+from eplbd.core.placement import rank_load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from eplbd.core.assembly import Step
     from eplbd.core.placement import Placement
@@ -30,18 +39,23 @@ test, and it is made on the leader's loop."""
 
 @dataclass(frozen=True, slots=True)
 class _Promise:
-    """before: the map that serves on without the moves. skew: real load over modelled, under it."""
+    """before: the map that serves on without the moves. skew: real load over modelled, under it.
+
+    heat: `[layers, experts]` tokens, on which the gain was promised.
+    """
 
     gain: float
     before: Placement
     skew: float
+    heat: NDArray[np.int64]
 
 
 class Gains:
     """The promises of one group.
 
-    share: of a promised gain, what must come true at least. tolerance: a gain that falls short by
-    less than this, absolutely, breaks no promise: it is no more than noise.
+    share: of a promised gain, what must come true at least, and a loss of as much is harm.
+    tolerance: a gain that falls short by less than this, absolutely, breaks no promise: it is no
+    more than noise.
     """
 
     def __init__(self, share: float, tolerance: float) -> None:
@@ -58,10 +72,11 @@ class Gains:
 
     def promise(self, gain: float, before: Placement, steps: Sequence[Step]) -> None:
         """Moves are about to be made for `gain`; `steps` were served by `before`."""
-        self._open = _Promise(gain, before, _skew(_thinned(steps), before))
+        steps = _thinned(steps)
+        self._open = _Promise(gain, before, _skew(steps, before), _heat(steps, before))
 
-    def measure(self, steps: Sequence[Step]) -> float:
-        """The gain on `steps`, all served by the new map; 0.0 where nothing was promised.
+    def measure(self, steps: Sequence[Step], after: Placement) -> float:
+        """The gain on `steps`, all served by the map `after`; 0.0 where nothing was promised.
 
         Without steps there is no verdict: nothing came of the moves, or too few steps did.
         """
@@ -71,11 +86,23 @@ class Gains:
         steps = _thinned(steps)
         otherwise = promise.skew * _modelled(steps, promise.before)
         gain = 1.0 - _measured(steps) / otherwise if otherwise else 0.0
-        short = promise.gain - gain
-        kept = gain >= self._share * promise.gain or short <= self._tolerance
-        self.broken = 0 if kept else self.broken + 1
         self.predicted, self.realised = promise.gain, gain
+        short = promise.gain - gain - self._tolerance
+        if gain >= self._share * promise.gain or short <= 0:
+            self.broken = 0
+        elif gain <= -self._share * promise.gain or short > self._change(promise, steps, after):
+            self.broken += 1
         return gain
+
+    @staticmethod
+    def _change(promise: _Promise, steps: Sequence[Step], after: Placement) -> float:
+        """How much of a gain the traffic alone may have made or undone since it was promised."""
+        now = _heat(steps, after)
+        return sum(_shifted(on, promise.heat, now) for on in (promise.before, after))
+
+    def forget(self) -> None:
+        """Nobody will be held to the newest promise."""
+        self._open = None
 
     def forgive(self) -> None:
         """Begin anew: another policy, or the operator wants this one asked again."""
@@ -95,6 +122,24 @@ def _measured(steps: Sequence[Step]) -> float:
 def _modelled(steps: Sequence[Step], placement: Placement) -> float:
     """The same, if `placement` had served them and every expert were split as that says."""
     return slowest_load(placement, np.stack([step.heat for step in steps])) if steps else 0.0
+
+
+def _heat(steps: Sequence[Step], placement: Placement) -> NDArray[np.int64]:
+    """Tokens of all steps, `[layers, experts]`."""
+    none = np.zeros((placement.layers, placement.experts), dtype=np.int64)
+    return sum((step.heat.astype(np.int64) for step in steps), start=none)
+
+
+def _shifted(placement: Placement, then: NDArray[np.int64], now: NDArray[np.int64]) -> float:
+    """How much more or less some rank of each layer carries, relative to the hottest ones' load."""
+    before, after = (_relative(rank_load(placement, heat)) for heat in (then, now))
+    return float(np.abs(after - before).max(axis=1).sum() / before.max(axis=1).sum())
+
+
+def _relative(load: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Loads `[layers, ranks]`; 1.0 is the mean of a layer, as it is where there is no load."""
+    mean = load.mean(axis=1, keepdims=True)
+    return np.where(mean > 0, load / np.where(mean > 0, mean, 1.0), 1.0)
 
 
 def _skew(steps: Sequence[Step], placement: Placement) -> float:

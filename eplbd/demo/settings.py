@@ -119,8 +119,6 @@ def daemon_config(folder: Path) -> str:
             "margin_forwards": 4,
             "guard_forwards": 1,
         },
-        # Topics change in the middle of its few cycles: what they gain says little of the policy.
-        "alarms": {"losing_cycles": 0},
         # Ranks that share two cores cannot send without slowing each other's forwards.
         "transfer": {"inflation_ceiling": 2.0},
     }
