@@ -33,8 +33,8 @@ help: ## List the targets
 demo: setup ## A small torch model served on this machine's CPU, balanced by eplbd
 	@$(BIN)/eplbd demo
 
-demo-vllm: setup setup-vllm ## A real vLLM on this machine's CPU, balanced by eplbd
-	@$(VLLM_BIN)/python -m eplbd_vllm.demo --daemon $(BIN)/eplbd
+demo-vllm: setup setup-vllm ## A real vLLM on this machine's CPU, balanced by eplbd; ARGS="--shape deepseek"
+	@$(VLLM_BIN)/python -m eplbd_vllm.demo --daemon $(BIN)/eplbd $(ARGS)
 
 test: setup style spelling types contracts try-vllm tests mutants closing ## Everything that has to hold
 
@@ -86,7 +86,7 @@ $(VLLM_STAMP): $(STAMP)
 # Not every platform has a wheel of it, nor every network the patience: `make test` holds without a
 # real vLLM, too. Why there is none is kept where the tests that are skipped for it, and the closing
 # lines, find it.
-try-vllm: setup
+try-vllm: setup | .make
 	@rm -f $(NO_VLLM)
 	@timeout 15m $(MAKE) --no-print-directory setup-vllm 2>&1 | tee .make/vllm.log || \
 		{ grep -m 1 '^ERROR' .make/vllm.log | cut -c 1-300 || echo 'see .make/vllm.log'; } >$(NO_VLLM)

@@ -18,10 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     absent = "" if list(BIN.parent.glob(".made-*")) else _why_absent()
     for item in items:
         reason = ""
-        if item.get_closest_marker("vllm") and absent:
-            reason = f"no real vLLM here: {absent}"
-        elif item.get_closest_marker("nightly") and os.environ.get("EPLBD_NIGHTLY") != "1":
+        if item.get_closest_marker("nightly") and os.environ.get("EPLBD_NIGHTLY") != "1":
             reason = "takes minutes: `make test-vllm`"
+        elif item.get_closest_marker("vllm") and absent:
+            reason = f"no real vLLM here: {absent}"
         if reason:
             # With its name: those of one reason are told together, in one line.
             item.add_marker(pytest.mark.skip(reason=f"{item.name}: {reason}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from eplbd.config import load
 from eplbd.runtime.caller import call
+from eplbd.runtime.status import read_document
 from eplbd.wire import control as wire
 from eplbd_vllm.demo.clients import Clients, check_prompts
 from eplbd_vllm.demo.engines import Server
@@ -83,8 +83,8 @@ class Lab:
         def seen() -> bool:
             reply = call(config, wire.Status(), who="a test", why="to strike amid an epoch")
             assert isinstance(reply, wire.Stated), reply
-            groups = json.loads(reply.document.tobytes())["groups"]
-            found.extend(g["epoch_now"]["epoch"] for g in groups if g["epoch_now"] is not None)
+            groups = read_document(reply.document.tobytes()).snapshot.groups
+            found.extend(each.epoch_now.epoch for each in groups if each.epoch_now is not None)
             return bool(found)
 
         self.server.wait_for(seen, "an epoch is under way", every_s=0.0)

@@ -59,7 +59,19 @@ def test_weights_and_scales_are_found_by_name() -> None:
     experts = found(Layer(), Layer())
     assert experts.names(0) == ("w13_weight", "w2_weight", "w13_weight_scale")
     assert experts.slots == SLOTS
-    assert "2 layers, per slot w13_weight float32[32] 128 B" in table(experts.describe())
+    said = table(experts.describe())
+    assert said.startswith("2 layers (0-1), per slot w13_weight float32[32] 128 B, w2_weight ")
+
+
+def test_layers_that_differ_are_told_apart() -> None:
+    small = Layer()
+    small.routed_experts.w2_weight = parameter(2, 4)
+    said = table(found(Layer(), Layer(), small, Layer()).describe()).split("; ")
+    assert [each.partition(", per slot")[0] for each in said] == [
+        "3 layers (0-1, 3)",
+        "1 layers (2)",
+    ]
+    assert "w2_weight float32[8] 32 B" in said[1]
 
 
 def derived(tensor: Tensor) -> object:

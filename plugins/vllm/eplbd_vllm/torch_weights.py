@@ -44,13 +44,29 @@ def expert_tensors(layers: list[MoeLayer]) -> ExpertTensors:
 
 
 def table(specs: tuple[TensorSpec, ...]) -> str:
-    """Return the tensors of the first layer, and how many layers are alike, on one line."""
-    layers = {spec.layer for spec in specs}
-    first = [spec for spec in specs if spec.layer == min(layers)]
-    listed = ", ".join(
-        f"{spec.name} {spec.dtype}{list(spec.shape)} {spec.bytes} B" for spec in first
+    """Return every tensor that moves, on one line: layers that are alike are told once."""
+    layers: dict[int, list[str]] = {}
+    for spec in specs:
+        said = f"{spec.name} {spec.dtype}{list(spec.shape)} {spec.bytes} B"
+        layers.setdefault(spec.layer, []).append(said)
+    alike: dict[str, list[int]] = {}
+    for layer, tensors in layers.items():
+        alike.setdefault(", ".join(tensors), []).append(layer)
+    return "; ".join(
+        f"{len(numbers)} layers ({_runs(numbers)}), per slot {tensors}"
+        for tensors, numbers in alike.items()
     )
-    return f"{len(layers)} layers, per slot {listed}"
+
+
+def _runs(numbers: list[int]) -> str:
+    """`0-2, 5` of ascending 0, 1, 2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _named(layer: MoeLayer) -> dict[str, Tensor]:

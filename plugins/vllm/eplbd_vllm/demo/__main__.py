@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eplbd_vllm.demo.engines import EngineError
 from eplbd_vllm.demo.latency import measure
-from eplbd_vllm.demo.run import Options, play, say
+from eplbd_vllm.demo.run import SHAPES, Options, play, say
 
 
 def main() -> int:
@@ -15,12 +15,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="eplbd_vllm.demo", description=__doc__)
     here = Path(sys.executable).parent
     parser.add_argument("--daemon", type=Path, default=here / "eplbd", help="the command eplbd")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3", help="of the model")
     parser.add_argument("--latency", action="store_true", help="measure token latency instead")
     parser.add_argument("--rounds", type=int, default=10, help="of the measurement")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="eplbd-vllm-") as folder:
         try:
-            where = Options(options.daemon.absolute(), here)
+            where = Options(options.daemon.absolute(), here, options.shape)
             if options.latency:
                 measure(where, Path(folder), options.rounds)
                 return 0
