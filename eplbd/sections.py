@@ -99,6 +99,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = False
     dir: Name = "/var/lib/eplbd/traces"
     max_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**50)] = 2**30
+    total_max_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**50)] = 2**32
 
 
 class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

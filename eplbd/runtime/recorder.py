@@ -4,15 +4,15 @@
     DIR/GROUP/in-force.npz      the placement in force, with its epoch; .json: as an expert map
     DIR/GROUP/proposed.npz      what the policy proposed last, likewise
 
-Owns that layout and the room that a group's lives may take. What does not fit the queue is dropped
-and counted, what the disk refuses is counted and said once. Must not know what is worth recording.
+Owns that layout. What does not fit the queue is dropped and counted, what the disk refuses is
+counted and said once. Must not know what is worth recording, nor which recording goes for want of
+room (that is `room`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ from eplbd.config import Record
 from eplbd.core.assembly import Step
 from eplbd.core.events import OpenRecord, RecordPlacement, RecordSteps, Status
 from eplbd.errors import ConfigError
+from eplbd.runtime.room import trim_groups, trim_lives
 from eplbd.runtime.store import file_name
 from eplbd.traces.placements import save_placement
-from eplbd.traces.recording import META, TraceMeta, chunk_paths
+from eplbd.traces.recording import TraceMeta
 from eplbd.traces.writer import TraceWriter
 
 Recorded: TypeAlias = OpenRecord | RecordSteps | RecordPlacement
@@ -70,6 +71,7 @@ class Recorder:
         self, settings: Record, logger: FilteringBoundLogger, *, queue_bytes: int = QUEUE_BYTES
     ) -> None:
         self._directory, self._max_bytes = Path(settings.dir), settings.max_bytes
+        self._total_max_bytes = settings.total_max_bytes
         self._logger = logger
         self._queue: queue.SimpleQueue[Recorded | None] = queue.SimpleQueue()
         self._room = queue_bytes
@@ -145,7 +147,8 @@ class Recorder:
             old.writer.close()
         self._directory.mkdir(mode=0o750, exist_ok=True)
         folder.mkdir(mode=0o750, exist_ok=True)
-        room = self._max_bytes - _trim(folder, life, self._max_bytes // 2)
+        self._forget_others()
+        room = self._max_bytes - trim_lives(folder, life, self._max_bytes // 2)
         meta = TraceMeta(
             layers=wanted.layers,
             experts=wanted.experts,
@@ -158,6 +161,14 @@ class Recorder:
         opened.writer = TraceWriter(life, meta, chunk_steps=CHUNK_STEPS, max_bytes=room)
         self._said.discard(wanted.group)
         self._logger.info("recording", group=wanted.group, dir=str(life))
+
+    def _forget_others(self) -> None:
+        """Keep no more of groups that nobody serves than those that are served leave room for."""
+        served = {group.folder for group in self._groups.values()}
+        most = max(0, self._total_max_bytes - self._max_bytes * len(served))
+        for gone in trim_groups(self._directory, served, most):
+            reason = "no room in record.total_max_bytes"
+            self._logger.info("recording deleted", dir=str(gone), reason=reason)
 
     def _add(self, writer: TraceWriter | None, step: Step) -> None:
         if writer is None:
@@ -209,21 +220,6 @@ def _write_placement(path: Path, found: RecordPlacement) -> None:
     numbers = context.numbers(found.placement.layers)
     with contextlib.suppress(ConfigError):
         ascend.write(path.with_suffix(".json"), Mapped(found.placement, numbers), context)
-
-
-def _trim(folder: Path, life: Path, most: int) -> int:
-    """Delete the oldest other lives until the rest takes at most `most`; bytes that it takes.
-
-    Only folders that are recordings are touched.
-    """
-    lives = [path.parent for path in folder.glob(f"*/{META}") if path.parent != life]
-    sizes = {one: sum(path.stat().st_size for path in chunk_paths(one)) for one in lives}
-    for oldest in sorted(lives, key=lambda one: one.stat().st_mtime_ns):
-        if sum(sizes.values()) <= most:
-            break
-        shutil.rmtree(oldest)
-        del sizes[oldest]
-    return sum(sizes.values())
 
 
 @contextlib.contextmanager

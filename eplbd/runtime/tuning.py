@@ -38,6 +38,7 @@ FIXED = frozenset(
         "metrics.port",
         "record.dir",
         "record.max_bytes",
+        "record.total_max_bytes",
         "session.max_message_bytes",
         "stream.enabled",
         "stream.interval_s",

@@ -52,8 +52,12 @@ def steps(first: int, count: int, epoch: int = 0, group: str = "g") -> RecordSte
 
 
 @contextmanager
-def recording(folder: Path, max_bytes: int = 2**30) -> Iterator[Recorder]:
-    settings = Record(dir=str(folder / "traces"), max_bytes=max_bytes)
+def recording(
+    folder: Path, max_bytes: int = 2**30, total_max_bytes: int = 2**32
+) -> Iterator[Recorder]:
+    settings = Record(
+        dir=str(folder / "traces"), max_bytes=max_bytes, total_max_bytes=total_max_bytes
+    )
     with (
         (folder / "log").open("ab") as out,
         open_log(LogSettings(), {}, out.fileno()) as log,
