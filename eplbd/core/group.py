@@ -13,6 +13,7 @@ When to rebalance and why is `cycle.py`'s business. Must not know transport or c
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eplbd.core import messages as m
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from eplbd.core.cluster import Peer
     from eplbd.core.placement import Placement
     from eplbd.core.settings import Settings
+
+
+LOOKS = 32
+"""Times per allowed silence that the group looks for ranks that are silent."""
 
 
 class Phase(enum.StrEnum):
@@ -63,10 +68,11 @@ class Group:
         self.unsettled: set[int] = set(self.missing)
         """Ranks that have not said since their last `Hello` that they stand idle on our map."""
         self.stands: dict[int, m.Stands] = {}
+        """Where each rank stood when it was asked under this term, until the map is known."""
         self.frozen = ""
         self.leader: EpochLeader | None = None
         self.now = now
-        self.next_beat = 0.0
+        self.next_beat = self.next_look = 0.0
         self.out: list[Effect] = []
 
     @property
@@ -167,10 +173,10 @@ class Group:
     def _stands(self, rank: int, message: m.Stands) -> None:
         if message.term != self.term:
             return
-        self.stands[rank] = message
         self.forward = max(self.forward, message.forward)
         self.lane = max(self.lane, message.lane)
         if self.placement is None:
+            self.stands[rank] = self._lean(message)
             self._recover()
         elif self.leader:
             return
@@ -182,6 +188,13 @@ class Group:
         elif message.epoch >= self.epoch or message.forward >= self.at:
             # Not merely said before the last flip and delivered after it.
             self.freeze(f"rank {rank} holds map {message.digest} of epoch {message.epoch}")
+
+    def _lean(self, message: m.Stands) -> m.Stands:
+        """The message on one copy of its map: a thousand of two megabytes each say the same."""
+        for other in self.stands.values():
+            if other.digest == message.digest:
+                return replace(message, slots=other.slots, parts=other.parts)
+        return message
 
     def _recover(self) -> None:
         """Take the map over from the ranks, once all of them stand idle on one."""
@@ -212,6 +225,7 @@ class Group:
         self.placement, self.epoch = placement, newest.epoch
         self.issued = newest.epoch
         self.unsettled.clear()
+        self.stands.clear()
         self.note("info", "group ready", term=self.term, epoch=self.epoch, digest=newest.digest)
 
     def freeze(self, reason: str) -> None:
@@ -269,10 +283,8 @@ class Group:
     def tick(self, now: float) -> None:
         """Beat, notice silence, drive the epoch."""
         self.now = now
-        silence_s = self.settings.session.silence_s
-        for rank, session in self.sessions.items():
-            if rank not in self.missing and now - session.last_heard > silence_s:
-                self.lost(rank, f"silent for {silence_s} s")
+        if now >= self.next_look:
+            self._look(self.settings.session.silence_s)
         if now >= self.next_beat:
             self.next_beat = now + self.settings.session.heartbeat_s
             self._beat()
@@ -280,6 +292,13 @@ class Group:
             self.leader.forward = max(self.leader.forward, self.forward)
             self.leader.tick(now)
             self._flush()
+
+    def _look(self, silence_s: float) -> None:
+        """Find who has fallen silent; not with every tick, since there is one per message."""
+        self.next_look = self.now + silence_s / LOOKS
+        for rank, session in self.sessions.items():
+            if rank not in self.missing and self.now - session.last_heard > silence_s:
+                self.lost(rank, f"silent for {silence_s} s")
 
     def _beat(self) -> None:
         if not self.term:
