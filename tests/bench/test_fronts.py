@@ -1,10 +1,15 @@
 """The comparison with peers: its judgements by hand, and a run on recorded heat, ours alone."""
 
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.bench.fronts import ours
+from tests.bench.fronts.bounded import bounded
 from tests.bench.fronts.claims import Case, claims, exact
 from tests.bench.fronts.rows import Kept, Row
 from tests.bench.fronts.small import Problem, solve
@@ -60,22 +65,55 @@ def test_one_setting_may_be_beaten(par: float, moves: float, found: Duel) -> Non
     assert duel(row("peer", par, moves), FRONT[0]) is found
 
 
-def test_a_kept_row_is_measured_once_and_anew_under_another_key(tmp_path: Path) -> None:
-    calls = []
+def test_a_kept_row_is_found_again_under_its_key(tmp_path: Path) -> None:
+    path, measured = tmp_path / "kept" / "rows.jsonl", row("peer", 1.0, 2.0)
+    assert Kept(path).find("here", "peer", "a", 1.0) is None
+    kept = Kept(path).keep(measured, "a", 1.0)
+    assert Kept(path).find("here", "peer", "a", 9.0) == kept
+    assert Kept(path).find("here", "peer", "b", 1.0) is None
 
-    def measure() -> Row:
-        calls.append(1)
-        return Row(load="here", policy="peer", par=1.0, too_slow=len(calls) == 1)
 
-    path = tmp_path / "kept" / "rows.jsonl"
-    Kept(path).get(measure, "here", "peer", "a", 1.0)
-    assert Kept(path).get(measure, "here", "peer", "a", 1.0).too_slow
-    assert len(calls) == 1
-    assert not Kept(path).get(measure, "here", "peer", "a", 9.0).too_slow  # had been cut short
-    Kept(path).get(measure, "here", "peer", "a", 99.0)
-    assert len(calls) == 2
-    Kept(path).get(measure, "here", "peer", "b", 9.0)
-    assert len(calls) == 3
+def test_what_was_cut_short_is_measured_again_under_a_longer_limit(tmp_path: Path) -> None:
+    path, slow = tmp_path / "rows.jsonl", Row(load="here", policy="peer", too_slow=True)
+    Kept(path).keep(slow, "a", 5.0)
+    assert Kept(path).find("here", "peer", "a", 5.0) is not None
+    assert Kept(path).find("here", "peer", "a", 9.0) is None
+
+
+NOBODY = Row(load="here", policy="peer")
+
+
+def test_a_peer_that_answers_is_measured() -> None:
+    assert bounded(lambda: row("peer", 1.2, 3.0), NOBODY, 100.0) == row("peer", 1.2, 3.0)
+
+
+def spin() -> Row:
+    while True:
+        pass
+
+
+@pytest.mark.slow
+def test_a_peer_that_never_answers_is_stopped_and_named() -> None:
+    stopped = bounded(spin, NOBODY, 1.0)
+    assert stopped.error == "did not answer in 1 s"
+    assert stopped.too_slow
+
+
+def test_a_peer_that_waits_for_ever_is_stopped_by_the_clock() -> None:
+    def wait() -> Row:
+        threading.Event().wait()
+        return NOBODY
+
+    assert bounded(wait, NOBODY, 0.01).too_slow
+
+
+def test_a_peer_that_crashes_ends_its_own_process() -> None:
+    def die() -> Row:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return NOBODY
+
+    assert bounded(die, NOBODY, 100.0).error == "died of signal 9"
+    assert "status" in bounded(lambda: sys.exit(3), NOBODY, 100.0).error
 
 
 def test_claims_name_what_they_are_held_against() -> None:
@@ -123,7 +161,7 @@ def test_repair_dominates_a_fresh_plan_on_recorded_heat(
     for name in ("incremental", "greedy"):
         yardstick.enter(name, ours.entrant(ours.Point(name), yardstick.cpu_s))
     static, fresh, repaired = (
-        yardstick.run(name, load.name, built, 60.0) for name in ("static", "greedy", "incremental")
+        yardstick.run(name, load.name, built) for name in ("static", "greedy", "incremental")
     )
     for one in (static, fresh, repaired):
         assert not one.error, one

@@ -1,28 +1,36 @@
 """Fronts of balance against moves, ours beside the peers': what `make bench-policies` prints.
 
-Peers' rows are measured once and kept in `.make/fronts`, keyed by load, peer and sources; ours are
-measured in every run. Wall times depend on what else the machine does, CPU times less so.
+Rows are measured once and kept in `.make/fronts`, keyed by load, policy and sources, so that a run
+that was stopped goes on where it was. Each peer is asked in a process of its own, with a limit: one
+that is too slow or crashes is said to be. Wall times depend on what else the machine does, CPU
+times less so.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import msgspec
+
 from tests.bench.fronts import claims, cost, ours, small, tables
+from tests.bench.fronts.bounded import bounded
 from tests.bench.fronts.claims import Case
-from tests.bench.fronts.rows import Kept, append
+from tests.bench.fronts.rows import Kept, Row, append
 from tests.bench.fronts.unpack import MADE, peers
 from tests.bench.fronts.yardstick import Load, SharedMissingError, Yardstick, shared
 
-QUICK_S, ALL_S = 8.0, 60.0
-"""CPU seconds for a plan; a peer that takes longer is left out, and said to be."""
+LIMIT_S = 180.0
+"""CPU seconds for all plans of a peer on one load."""
 GROUPS = ((32, 9), (256, 2))
 SMALL = ("vllm", "sglang-vec", "ascend-swift", "ascend-flashlb-cold")
 PLANNERS = ("incremental", "auto")
+LATER = "not measured yet: run again to go on"
 
 
 def main() -> None:
@@ -54,6 +62,18 @@ def arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="recorded traces, two shapes (default)"
     )
     extent.add_argument("--all", action="store_true", help="every shape and skew, slow peers too")
+    parser.add_argument(
+        "--limit-s",
+        type=float,
+        default=LIMIT_S,
+        help="CPU seconds that a peer may take for one load (%(default)g)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="measure nothing new after so many; a later run goes on from there",
+    )
     parser.add_argument("--only", default="", help="loads whose name contains this")
     parser.add_argument("--json", type=Path, help="append all rows to this file, one per line")
     return parser.parse_args()
@@ -71,34 +91,65 @@ def opened() -> Yardstick | None:
     return yardstick
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What measures one row, or finds it. until: monotonic seconds; nothing is begun later."""
+
+    yardstick: Yardstick
+    peers: Kept
+    ours: Kept
+    limit_s: float
+    until: float
+
+    def case(self, load: Load, names: list[str]) -> Case:
+        """One load; its windows are made if they are needed, once."""
+        built = cache(load.build)
+        theirs = [self.theirs(load, built, peer) for peer in self.yardstick.peers()]
+        mine = [self.mine(load, built, name) for name in names]
+        return Case(load.name, load.recorded, theirs, mine)
+
+    def theirs(self, load: Load, built: Callable[[], tuple[object, object]], peer: str) -> Row:
+        """A peer's row, from a process of its own."""
+        key, failed = self.yardstick.key(peer), Row(load=load.name, policy=peer)
+        row = self.peers.find(load.name, peer, key, self.limit_s)
+        if row is not None or time.monotonic() > self.until:
+            return row or msgspec.structs.replace(failed, error=LATER)
+        windows = built()
+        row = bounded(lambda: self.yardstick.run(peer, load.name, windows), failed, self.limit_s)
+        return self.peers.keep(row, key, self.limit_s)
+
+    def mine(self, load: Load, built: Callable[[], tuple[object, object]], name: str) -> Row:
+        """A row of ours."""
+        key = self.yardstick.own_key()
+        row = self.ours.find(load.name, name, key, 0.0)
+        if row is not None or time.monotonic() > self.until:
+            return row or Row(load=load.name, policy=name, error=LATER)
+        return self.ours.keep(self.yardstick.run(name, load.name, built()), key, 0.0)
+
+
 def compared(yardstick: Yardstick, args: argparse.Namespace) -> Iterator[Case]:
     """Every load, printed as it is done."""
     points = ours.points()
     for point in points:
         yardstick.enter(point.name, ours.entrant(point, yardstick.cpu_s))
     names = [point.name for point in points]
-    kept = Kept(MADE / "fronts" / "peers.jsonl")
+    folder, until = MADE / "fronts", time.monotonic() + 60 * args.minutes
+    run = Run(
+        yardstick, Kept(folder / "peers.jsonl"), Kept(folder / "ours.jsonl"), args.limit_s, until
+    )
     print(f"peers: {', '.join(yardstick.peers())}; ours: {', '.join(names)}")
-    for load in yardstick.loads(everything=args.all):
-        if args.only in load.name:
-            start = time.perf_counter()
-            case = one(yardstick, load, names, kept, ALL_S if args.all else QUICK_S)
+    loads = [load for load in yardstick.loads(everything=args.all) if args.only in load.name]
+    for number, load in enumerate(loads, 1):
+        start = time.perf_counter()
+        case = run.case(load, names)
+        rows = [row for row in (*case.peers, *case.ours) if row.error != LATER]
+        took = f"{time.perf_counter() - start:.0f} s" if rows else LATER
+        print(f"{number} of {len(loads)}: {load.name}: {took}", file=sys.stderr, flush=True)
+        if rows:
             print(tables.of_case(case), flush=True)
-            print(f"{load.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-            if args.json:
-                append(args.json, [*case.peers, *case.ours])
             yield case
-
-
-def one(yardstick: Yardstick, load: Load, names: list[str], kept: Kept, limit_s: float) -> Case:
-    """One load; its windows are made once, and only for as long as they are needed."""
-    built = load.build()
-    theirs = []
-    for peer in yardstick.peers():
-        measure = partial(yardstick.run, peer, load.name, built, limit_s)
-        theirs.append(kept.get(measure, load.name, peer, yardstick.key(peer), limit_s))
-    mine = [yardstick.run(name, load.name, built, limit_s) for name in names]
-    return Case(load.name, load.recorded, theirs, mine)
+        if args.json:
+            append(args.json, rows)
 
 
 if __name__ == "__main__":

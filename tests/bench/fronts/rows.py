@@ -1,9 +1,9 @@
-"""What was measured: one row per policy and load, and the file that peers' rows are kept in.
+"""What was measured: one row per policy and load, and the file that rows are kept in.
 
 Owns the fields of a row and its JSON. Must not know how anything is measured or judged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -15,8 +15,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     par: load of the hottest rank over the mean one, paid step by step on the next window, mean over
     layers and windows. moves: experts brought to a rank, per layer and plan. gap: distance of the
     planned window's PAR from its lower bound, in percent. wall_ms, cpu_ms: a plan of all layers,
-    median. error: why there are no figures. limit_s: CPU seconds that a plan could take. key: what
-    a peer's figures depend on.
+    median. error: why there are no figures. limit_s: CPU seconds that all its plans could take.
+    key: what the figures depend on.
     """
 
     load: str
@@ -33,7 +33,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kept:
-    """Rows of peers on disk: they do not change while ours are worked on."""
+    """Rows on disk, so that a run that was stopped goes on where it was."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,15 +41,15 @@ class Kept:
         rows = [msgspec.json.decode(line, type=Row) for line in lines]
         self._rows = {(row.load, row.policy, row.key): row for row in rows}
 
-    def get(
-        self, measure: Callable[[], Row], load: str, policy: str, key: str, limit_s: float
-    ) -> Row:
-        """The row of that key, measured if there is none; a plan cut short is tried longer."""
+    def find(self, load: str, policy: str, key: str, limit_s: float) -> Row | None:
+        """The row of that key; none if there is none, or if it was cut short by a lower limit."""
         row = self._rows.get((load, policy, key))
-        if row is not None and not (row.too_slow and row.limit_s < limit_s):
-            return row
-        row = msgspec.structs.replace(measure(), key=key, limit_s=limit_s)
-        self._rows[load, policy, key] = row
+        return None if row is not None and row.too_slow and row.limit_s < limit_s else row
+
+    def keep(self, row: Row, key: str, limit_s: float) -> Row:
+        """Write it down under that key."""
+        row = msgspec.structs.replace(row, key=key, limit_s=limit_s)
+        self._rows[row.load, row.policy, key] = row
         append(self._path, [row])
         return row
 
