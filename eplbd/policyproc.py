@@ -110,7 +110,7 @@ class Guest:
         budget = Budget(
             ask.max_moves, ask.max_bytes, ask.deadline_s, ask.expert_bytes, ask.weighted
         )
-        topology = Topology(ranks, per_rank, ask.node_of)
+        topology = Topology(ranks, per_rank, ask.node_of, ask.speed)
         process, started = os.getpid(), time.monotonic()
         try:
             proposal: object = self._policy.propose(

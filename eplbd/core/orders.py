@@ -81,7 +81,8 @@ class Orders:
             return topology
         kept = self.kept(topology.ranks)
         nodes = tuple(topology.node_of[rank] for rank in kept)
-        return Topology(len(kept), topology.slots_per_rank, nodes)
+        speed = tuple(topology.speed[rank] for rank in kept)
+        return Topology(len(kept), topology.slots_per_rank, nodes, speed)
 
     def seen(self, placement: Placement) -> Placement:
         """The placement without its drained ranks, as if they took no tokens.

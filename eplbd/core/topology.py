@@ -1,12 +1,14 @@
-"""The shape of an expert-parallel group: ranks, slots per rank and which node hosts which rank.
+"""The shape of an expert-parallel group: ranks, slots per rank, nodes, and how fast ranks are.
 
-Owns the distance between two ranks (`Link`). It must not know experts, placements or bandwidths.
+Owns the distance between two ranks (`Link`). It must not know experts, placements or bandwidths,
+nor how somebody came to think a rank slow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -33,13 +35,15 @@ class Topology:
     """An expert-parallel group.
 
     ranks: number of EP ranks. slots_per_rank: physical experts per rank and layer. node_of: node id
-    of each rank; ids are arbitrary non-negative integers, equal ids are one node. Raises
-    ConfigError where these do not describe a group.
+    of each rank; ids are arbitrary non-negative integers, equal ids are one node. speed: of each
+    rank, relative to the others: one of half the speed takes twice the time for the same tokens; 1
+    for all where none are given. Raises ConfigError where these do not describe a group.
     """
 
     ranks: int
     slots_per_rank: int
     node_of: tuple[int, ...]
+    speed: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -57,6 +61,13 @@ class Topology:
             rank = next(r for r, node in enumerate(self.node_of) if node < 0)
             raise ConfigError(
                 f"topology: node_of[{rank}] is {self.node_of[rank]}, expected 0 or more"
+            )
+        if not self.speed:
+            object.__setattr__(self, "speed", (1.0,) * self.ranks)
+        if len(self.speed) != self.ranks or not all(0 < each < inf for each in self.speed):
+            raise ConfigError(
+                f"topology: speed is {self.speed}, expected a positive number for each of "
+                f"{self.ranks} ranks"
             )
 
     @classmethod

@@ -209,6 +209,7 @@ class PolicyHost:
             phase=heat.phase,
             experts=current.experts,
             node_of=topology.node_of,
+            speed=topology.speed,
             max_moves=budget.moves,
             max_bytes=budget.bytes,
             deadline_s=budget.deadline_s,

@@ -57,8 +57,8 @@ class List:
 class Ask:
     """A question.
 
-    heat: `[steps, layers, experts]`. current, shares: `[layers, ranks, slots_per_rank]`; no shares
-    where every split is even.
+    heat: `[steps, layers, experts]`. speed: of each rank; empty where all are equally fast.
+    current, shares: `[layers, ranks, slots_per_rank]`; no shares where every split is even.
     """
 
     request: int
@@ -72,6 +72,7 @@ class Ask:
     heat: NDArray[np.int32] = field(metadata={"dtype": "int32", "ndim": 3})
     current: NDArray[np.int32] = field(metadata={"dtype": "int32", "ndim": 3})
     weighted: bool = False
+    speed: tuple[float, ...] = ()
     shares: NDArray[np.float32] | None = field(
         default=None, metadata={"dtype": "float32", "ndim": 3}
     )

@@ -60,6 +60,8 @@ class Board(NamedTuple):
     """`[K]` sum of `power` over ranks."""
     norm: Floats
     """`[K]` the 32-norm."""
+    head: Floats
+    """`[R]` what each rank counts as carrying before it has anything: see `outlook.headstart`."""
 
 
 class View(NamedTuple):
@@ -100,7 +102,9 @@ def taxed(share: float, risk: float) -> float:
 
 
 @compiled
-def lay(heat: Floats, weight: Floats, risk: float, slots: Ints, price: Floats) -> Board:
+def lay(
+    heat: Floats, weight: Floats, risk: float, slots: Ints, price: Floats, head: Floats
+) -> Board:
     """Set up a layer for the search; `slots` is used in place."""
     samples, experts = heat.shape
     ranks, per_rank = slots.shape
@@ -119,6 +123,7 @@ def lay(heat: Floats, weight: Floats, risk: float, slots: Ints, price: Floats) -
         for k in range(samples):
             share[expert, k] = taxed(heat[k, expert] / count[expert], risk)
     for rank in range(ranks):
+        load[rank] = head[rank]
         for slot in range(per_rank):
             for k in range(samples):
                 load[rank, k] += share[slots[rank, slot], k]
@@ -136,6 +141,7 @@ def lay(heat: Floats, weight: Floats, risk: float, slots: Ints, price: Floats) -
         np.empty((ranks, samples)),
         np.empty(samples),
         np.empty(samples),
+        head,
     )
 
 

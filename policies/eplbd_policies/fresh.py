@@ -26,17 +26,18 @@ def replicate(heat: Floats, slots: int, ranks: int) -> Ints:
 
 
 @compiled
-def construct(heat: Floats, slots: Ints) -> None:
+def construct(heat: Floats, head: Floats, slots: Ints) -> None:
     """Fill `slots` `[R, S]` for `heat` `[E]`, positive; no rank gets an expert twice.
 
-    Needs S <= E and E <= R * S.
+    head: `[R]` what ranks count as carrying before, of the mean rank load. Needs S <= E and
+    E <= R * S.
     """
     ranks, per_rank = slots.shape
     count = replicate(heat, ranks * per_rank, ranks)
     share = heat / count
     order = np.argsort(-share, kind="mergesort")
     used = np.zeros(ranks, np.int64)
-    load = np.zeros(ranks)
+    load = head * (heat.sum() / ranks)
     hosts = np.zeros((ranks, heat.shape[0]), np.uint8)
     for expert in order:
         for _ in range(count[expert]):
@@ -87,11 +88,12 @@ def make_room(
 
 
 @compiled
-def rename(slots: Ints, price: Floats) -> None:
+def rename(slots: Ints, price: Floats, head: Floats) -> None:
     """Give each set of experts in `slots` `[R, S]` to the rank where hosting it costs least.
 
-    price: `[R, E]`. The clearest saving first, which comes within a few moves of an assignment by
-    the Hungarian method and takes a fraction of its time.
+    price: `[R, E]`. head: `[R]`; sets stay among ranks of equal ones. The clearest saving first,
+    which comes within a few moves of an assignment by the Hungarian method and takes a fraction of
+    its time.
     """
     ranks, per_rank = slots.shape
     cost = np.zeros((ranks, ranks))  # of set, at rank
@@ -105,6 +107,6 @@ def rename(slots: Ints, price: Floats) -> None:
     taken = np.zeros(ranks, np.uint8)
     for pair in order:
         group, rank = pair // ranks, pair % ranks
-        if not given[group] and not taken[rank]:
+        if not given[group] and not taken[rank] and head[group] == head[rank]:
             given[group], taken[rank] = 1, 1
             slots[rank] = old[group]

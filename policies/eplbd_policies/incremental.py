@@ -18,7 +18,7 @@ from eplbd_policies.allowance import allowed, within
 from eplbd_policies.board import Floats, Ints, compiled, lay
 from eplbd_policies.forecast import SAMPLES
 from eplbd_policies.fresh import construct, rename
-from eplbd_policies.outlook import Outlook, doubt, look_ahead
+from eplbd_policies.outlook import Outlook, doubt, headstart, look_ahead
 from eplbd_policies.search import Terms, moved, peak, repair
 from eplbd_policies.shake import shake
 from eplbd_policies.weighted import Plan
@@ -60,33 +60,35 @@ def doubled(slots: Ints) -> bool:
 
 @compiled
 def settle(
-    heat: Floats, weight: Floats, risk: float, price: Floats, cost: float, room: int, slots: Ints
+    outlook: Outlook, layer: int, price: Floats, cost: float, room: int, slots: Ints
 ) -> tuple[float, int]:
     """Repair `slots` or replace them by a fresh placement, in place; the taxed peak, and moves."""
+    heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
+    head = outlook.head
     ranks, per_rank = slots.shape
     limit = STEPS_PER_SLOT * slots.size
     least = max(min(LEAST, cost), ROUNDING)
     best, moves = np.inf, 0
     if not doubled(slots):
-        board = lay(heat, weight, risk, slots, price)
+        board = lay(heat, weight, risk, slots, price, head)
         moves = repair(board, Terms(cost, least), room, limit)
         best = peak(board, risk)
     other = np.empty((ranks, per_rank), np.int64)
     mean = np.zeros(heat.shape[1])
     for k in range(weight.shape[0]):
         mean += weight[k] * heat[k]
-    construct(mean, other)
-    rename(other, price)
-    board = lay(heat, weight, risk, other, price)
+    construct(mean, head, other)
+    rename(other, price, head)
+    board = lay(heat, weight, risk, other, price, head)
     if best + cost * moves > 1.0 + REACH + cost * moved(board):
         repair(board, Terms(0.0, least), slots.size, limit)
-        rename(other, price)
-        board = lay(heat, weight, risk, other, price)
+        rename(other, price, head)
+        board = lay(heat, weight, risk, other, price, head)
         needed = repair(board, Terms(cost, least), slots.size, limit)
         if needed <= room and peak(board, risk) + cost * needed < best + cost * moves:
             slots[:] = other
-    shake(heat, weight, risk, price, Terms(cost, least), room, slots)
-    board = lay(heat, weight, risk, slots, price)
+    shake(board, Terms(cost, least), room, slots)
+    board = lay(heat, weight, risk, slots, price, head)
     return peak(board, risk), moved(board)
 
 
@@ -109,12 +111,12 @@ def plan(outlook: Outlook, price: Floats, weights: Weights, room: int, found: Pl
             continue
         heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
         slots = found.slots[layer].copy()
-        board = lay(heat, weight, risk, slots, price[layer])
+        board = lay(heat, weight, risk, slots, price[layer], outlook.head)
         before = peak(board, risk)
         least = threshold(outlook, layer, weights, slots, board.copies)
         if before - 1.0 <= least:
             continue
-        after, needed = settle(heat, weight, risk, price[layer], weights.move_cost, room, slots)
+        after, needed = settle(outlook, layer, price[layer], weights.move_cost, room, slots)
         if before - after > least:
             found.gain[layer], found.moves[layer] = before - after, needed
             found.slots[layer] = slots
@@ -196,7 +198,7 @@ class Incremental:
         options, ranks = self._options, topology.ranks
         outlook = look_ahead(
             steps,
-            ranks,
+            headstart(topology.speed),
             samples=options.samples,
             activation=options.activation,
             risk=options.risk,

@@ -34,6 +34,19 @@ class Outlook(NamedTuple):
     mean: Floats
     """`[L]` tokens of the mean rank in a step; 0 for a layer without heat."""
     steps: int
+    head: Floats
+    """`[R]` head starts."""
+
+
+def headstart(speed: tuple[float, ...]) -> Floats:
+    """`[R]` what to count on each rank beforehand, of the mean rank load.
+
+    Where all are even then, each carries in proportion to its speed, so that all take equally long.
+    The fastest ranks have none.
+    """
+    part: Floats = np.array(speed) / np.mean(speed)
+    head: Floats = part.max() - part
+    return head
 
 
 @compiled
@@ -99,9 +112,12 @@ def judge_all(outlook: Outlook, ranks: int, risk: float) -> None:
 
 
 def look_ahead(
-    steps: NDArray[np.int32], ranks: int, *, samples: int, activation: float, risk: float
+    steps: NDArray[np.int32], head: Floats, *, samples: int, activation: float, risk: float
 ) -> Outlook:
-    """The outlook of a window `[T, L, E]`, T at least 1, on at most so many samples."""
+    """The outlook of a window `[T, L, E]`, T at least 1, on at most so many samples.
+
+    head: `[R]` head starts.
+    """
     count, layers, experts = steps.shape
     samples = min(samples, count)
     seen, noise = np.empty((layers, samples, experts)), np.empty((layers, experts))
@@ -114,6 +130,7 @@ def look_ahead(
         noise,
         np.zeros(layers),
         count,
+        head,
     )
-    judge_all(outlook, ranks, risk)
+    judge_all(outlook, head.size, risk)
     return outlook

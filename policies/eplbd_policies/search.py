@@ -243,13 +243,16 @@ def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
 
 @compiled
 def peak(board: Board, risk: float) -> float:
-    """Mean over samples of the hottest rank's load, taxed by `risk`; the mean rank's load is 1."""
+    """Mean over samples of the hottest rank's load, taxed by `risk`; the mean rank's load is 1.
+
+    Head starts are part of it.
+    """
     ranks, per_rank = board.slots.shape
     worst = 0.0
     for k in range(board.weight.shape[0]):
         hottest = 0.0
         for rank in range(ranks):
-            load = 0.0
+            load = board.head[rank]
             for slot in range(per_rank):
                 expert = board.slots[rank, slot]
                 load += taxed(board.heat[k, expert] / board.copies[expert], risk)

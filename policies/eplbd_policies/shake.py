@@ -7,7 +7,7 @@ numbers so that every machine draws the same. Letters as in `board`.
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd_policies.board import Board, Floats, Ints, compiled, copy, lay, swap
+from eplbd_policies.board import Board, Ints, compiled, copy, lay, swap
 from eplbd_policies.search import Terms, peak, repair
 
 LARGEST = 64
@@ -44,22 +44,23 @@ def strike(board: Board, seed: NDArray[np.uint64]) -> None:
 
 
 @compiled
-def shake(
-    heat: Floats, weight: Floats, risk: float, price: Floats, terms: Terms, room: int, slots: Ints
-) -> None:
-    """Improve `slots` `[R, S]` in place; nothing happens to a layer of more than `LARGEST`."""
+def shake(of: Board, terms: Terms, room: int, slots: Ints) -> None:
+    """Improve `slots` `[R, S]` in place; nothing happens to a layer of more than `LARGEST`.
+
+    of: of the same layer, whatever it holds.
+    """
     if slots.size > LARGEST or slots.shape[0] < 2:
         return
     seed = np.array([1], np.uint64)
-    board = lay(heat, weight, risk, slots.copy(), price)
+    board = lay(of.heat, of.weight, of.risk, slots.copy(), of.price, of.head)
     moves = repair(board, terms, room, 0)
-    best = peak(board, risk) + terms.cost * moves
+    best = peak(board, of.risk) + terms.cost * moves
     for _ in range(WORK // slots.size):
-        board = lay(heat, weight, risk, slots.copy(), price)
+        board = lay(of.heat, of.weight, of.risk, slots.copy(), of.price, of.head)
         for _ in range(BLOWS):
             strike(board, seed)
         moves = repair(board, terms, room, slots.size)
-        found = peak(board, risk) + terms.cost * moves
+        found = peak(board, of.risk) + terms.cost * moves
         if found < best and moves <= room:
             best = found
             slots[:] = board.slots

@@ -48,10 +48,12 @@ def raised(v: float, squarings: int) -> float:
 
 
 @compiled
-def load_up(heat: Floats, risk: float, slots: Ints, share: Floats, load: Floats) -> None:
-    """`[R, K]` taxed loads of all ranks, into `load`."""
-    load[:] = 0.0
+def load_up(
+    heat: Floats, risk: float, head: Floats, slots: Ints, share: Floats, load: Floats
+) -> None:
+    """`[R, K]` taxed loads of all ranks, head starts `[R]` included, into `load`."""
     for rank in range(slots.shape[0]):
+        load[rank] = head[rank]
         for slot in range(slots.shape[1]):
             for k in range(heat.shape[0]):
                 load[rank, k] += taxed(heat[k, slots[rank, slot]] * share[rank, slot], risk)
@@ -161,7 +163,9 @@ def index(slots: Ints, experts: int) -> tuple[Ints, Ints]:
 
 
 @compiled
-def fit(heat: Floats, weight: Floats, risk: float, slots: Ints, share: Floats) -> float:
+def fit(
+    heat: Floats, weight: Floats, risk: float, head: Floats, slots: Ints, share: Floats
+) -> float:
     """Improve `share` `[R, S]` in place, by shifts between two replicas; the taxed peak.
 
     heat: `[K, E]`, mean rank load of the samples 1. weight: `[K]`, sum 1. share: a valid split.
@@ -169,7 +173,7 @@ def fit(heat: Floats, weight: Floats, risk: float, slots: Ints, share: Floats) -
     samples, experts = heat.shape
     places, first = index(slots, experts)
     load = np.empty((slots.shape[0], samples))
-    load_up(heat, risk, slots, share, load)
+    load_up(heat, risk, head, slots, share, load)
     best, kept = highest(load, weight), share.copy()
     mean = (heat * weight.reshape(samples, 1)).sum(0)
     scales = Scales(heat, risk, load, share, np.empty(samples))
@@ -192,8 +196,10 @@ def fit(heat: Floats, weight: Floats, risk: float, slots: Ints, share: Floats) -
 
 
 @compiled
-def carried(heat: Floats, weight: Floats, risk: float, slots: Ints, share: Floats) -> float:
+def carried(
+    heat: Floats, weight: Floats, risk: float, head: Floats, slots: Ints, share: Floats
+) -> float:
     """The taxed peak under these shares."""
     load = np.empty((slots.shape[0], heat.shape[0]))
-    load_up(heat, risk, slots, share, load)
+    load_up(heat, risk, head, slots, share, load)
     return highest(load, weight)

@@ -46,7 +46,7 @@ class Terms(NamedTuple):
 
 
 @compiled
-def proven(seen: Floats, slots: Ints, proof: float) -> bool:
+def proven(seen: Floats, head: Floats, slots: Ints, proof: float) -> bool:
     """Whether shares fitted to the older half of the samples `[K, E]` pay in the newer one.
 
     To the mean of that half, which takes a fraction of the time and finds the lasting part.
@@ -62,19 +62,19 @@ def proven(seen: Floats, slots: Ints, proof: float) -> bool:
     mean = (past * (slots.shape[0] / past.sum())).reshape(1, experts)
     share = np.empty(slots.shape)
     split_evenly(slots, experts, share)
-    even = carried(future, weight, 0.0, slots, share)
-    fit(mean, np.ones(1), 0.0, slots, share)
-    return even - carried(future, weight, 0.0, slots, share) > proof
+    even = carried(future, weight, 0.0, head, slots, share)
+    fit(mean, np.ones(1), 0.0, head, slots, share)
+    return even - carried(future, weight, 0.0, head, slots, share) > proof
 
 
 @compiled
 def suit(outlook: Outlook, layer: int, slots: Ints, share: Floats, terms: Terms) -> float:
     """Fit `share` `[R, S]`, a valid split of `slots`, or make it even; the taxed peak."""
     heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
-    if proven(outlook.seen[layer], slots, terms.proof):
-        return fit(heat, weight, risk, slots, share)
+    if proven(outlook.seen[layer], outlook.head, slots, terms.proof):
+        return fit(heat, weight, risk, outlook.head, slots, share)
     split_evenly(slots, heat.shape[1], share)
-    return carried(heat, weight, risk, slots, share)
+    return carried(heat, weight, risk, outlook.head, slots, share)
 
 
 @compiled
@@ -92,12 +92,12 @@ def linked(
     for heavy in HEAVY:
         if heavy >= min(slots.shape[0], experts) or not chain(mean[0], heavy, other):
             continue
-        rename(other, price)
-        needed = moved(lay(heat, weight, risk, other, price))
+        rename(other, price, outlook.head)
+        needed = moved(lay(heat, weight, risk, other, price, outlook.head))
         if needed > terms.room or 1.0 + terms.cost * needed >= best:
             continue
         split_evenly(other, experts, share)
-        value = fit(mean, np.ones(1), risk, other, share) + terms.cost * needed
+        value = fit(mean, np.ones(1), risk, outlook.head, other, share) + terms.cost * needed
         if value < best:
             best, moves = value, needed
             slots[:] = other
@@ -114,7 +114,7 @@ def weigh(
     """
     heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
     slots, share = now.slots[layer].copy(), now.share[layer].copy()
-    before = carried(heat, weight, risk, slots, share)
+    before = carried(heat, weight, risk, outlook.head, slots, share)
     after = suit(outlook, layer, slots, share, terms)
     best, moves = after, 0
     if plan.moves[layer] > 0:

@@ -124,7 +124,7 @@ def is_placement(slots: Ints, experts: int) -> bool:
 
 def fresh_layer(ranks: int, per_rank: int, heat: Floats) -> Ints:
     slots = np.empty((ranks, per_rank), np.int64)
-    construct(heat, slots)
+    construct(heat, np.zeros(ranks), slots)
     return slots
 
 
@@ -137,12 +137,13 @@ def layer(shape: tuple[int, int, int, int], risk: float = 0.1) -> Board:
     slots = fresh_layer(ranks, per_rank, rng.lognormal(0, 1, experts))
     price = np.ones((ranks, experts))
     np.put_along_axis(price, slots, 0.0, axis=1)
-    return lay(heat, np.full(4, 0.25), risk, slots, price)
+    head = rng.choice([0.0, 0.0, 0.5], ranks)
+    return lay(heat, np.full(4, 0.25), risk, slots, price, head)
 
 
 def again(board: Board) -> Board:
     """The same layer, everything counted anew."""
-    return lay(board.heat, board.weight, board.risk, board.slots, board.price)
+    return lay(board.heat, board.weight, board.risk, board.slots, board.price, board.head)
 
 
 def same(board: Board) -> bool:
@@ -160,7 +161,7 @@ def same(board: Board) -> bool:
 def norm(board: Board) -> float:
     """Weighted 32-norm of the ranks' loads, counted anew and without the board's arithmetic."""
     share = board.heat / board.copies
-    load = (share + board.risk * share**2)[:, board.slots].sum(2)
+    load = (share + board.risk * share**2)[:, board.slots].sum(2) + board.head
     return float((((load**32).sum(1)) ** (1 / 32)) @ board.weight)
 
 
@@ -240,7 +241,7 @@ def test_renaming_keeps_the_sets_and_costs_no_more(shape: tuple[int, int, int, i
     mixed = slots[rng.permutation(ranks)]
     price = np.ones((ranks, experts))
     np.put_along_axis(price, slots, 0.0, axis=1)
-    rename(mixed, price)
+    rename(mixed, price, np.zeros(ranks))
     assert sorted(map(sorted, mixed.tolist())) == sorted(map(sorted, slots.tolist()))
     assert np.take_along_axis(price, mixed, axis=1).sum() == 0  # every set finds its rank again
 
@@ -252,8 +253,8 @@ def test_shaking_never_worsens(shape: tuple[int, int, int, int], room: int, cost
     before = peak(board, board.risk)
     slots = board.slots.copy()
     terms = Terms(cost, 1e-4)
-    shake(board.heat, board.weight, board.risk, board.price, terms, room, slots)
-    after = lay(board.heat, board.weight, board.risk, slots, board.price)
+    shake(board, terms, room, slots)
+    after = lay(board.heat, board.weight, board.risk, slots, board.price, board.head)
     assert is_placement(slots, shape[2])
     assert moved(after) <= room
     assert peak(after, board.risk) + cost * moved(after) <= before + 1e-9
@@ -262,5 +263,5 @@ def test_shaking_never_worsens(shape: tuple[int, int, int, int], room: int, cost
 def test_large_layers_are_not_shaken() -> None:
     board = layer((LARGEST // 4 + 1, 4, LARGEST, 0))
     slots = board.slots.copy()
-    shake(board.heat, board.weight, 0.0, board.price, Terms(0.0, 1e-4), 99, slots)
+    shake(board, Terms(0.0, 1e-4), 99, slots)
     assert np.array_equal(slots, board.slots)

@@ -103,14 +103,15 @@ def test_a_fit_is_a_split_and_never_worse(shape: tuple[int, int, int, int], risk
     heat *= ranks / heat.sum(1, keepdims=True)
     slots = fresh_layer(ranks, per_rank, rng.lognormal(0, 1, experts))
     weight, share = np.full(4, 0.25), even(slots, experts)
-    before = carried(heat, weight, risk, slots, share)
-    after = fit(heat, weight, risk, slots, share)
+    head = rng.choice([0.0, 0.0, 0.5], ranks)
+    before = carried(heat, weight, risk, head, slots, share)
+    after = fit(heat, weight, risk, head, slots, share)
     assert after <= before
-    assert after == pytest.approx(carried(heat, weight, risk, slots, share), rel=1e-9)
+    assert after == pytest.approx(carried(heat, weight, risk, head, slots, share), rel=1e-9)
     assert (share >= 0).all()
     assert np.allclose(totals(slots, share, experts), 1.0)
     load = (heat[:, slots] * share + risk * (heat[:, slots] * share) ** 2).sum(2)
-    assert after == pytest.approx(load.max(1) @ weight, rel=1e-9)
+    assert after == pytest.approx((load + head).max(1) @ weight, rel=1e-9)
 
 
 def test_a_fit_finds_the_least_maximum() -> None:
@@ -118,7 +119,7 @@ def test_a_fit_finds_the_least_maximum() -> None:
     slots = np.array([[0, 1], [0, 2]])
     heat = np.array([[1.0, 0.2, 0.8]])
     share = even(slots, 3)
-    assert fit(heat, np.ones(1), 0.0, slots, share) == pytest.approx(1.0, abs=1e-3)
+    assert fit(heat, np.ones(1), 0.0, np.zeros(2), slots, share) == pytest.approx(1.0, abs=1e-3)
     assert share[:, 0] == pytest.approx([0.8, 0.2], abs=1e-3)
     assert SHARPNESS[-1] > 1
 
@@ -140,4 +141,6 @@ def test_a_chain_reaches_the_mean_where_slots_allow_it() -> None:
     slots = np.zeros((8, 2), np.int64)
     assert chain(heat, 2, slots)
     share = even(slots, len(TOY))
-    assert fit(heat[None], np.ones(1), 0.0, slots, share) == pytest.approx(1.0, abs=1e-3)
+    assert fit(heat[None], np.ones(1), 0.0, np.zeros(8), slots, share) == pytest.approx(
+        1.0, abs=1e-3
+    )
