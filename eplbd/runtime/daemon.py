@@ -89,7 +89,7 @@ class Daemon:
     ) -> None:
         self._started_with = loaded.config
         self._log = log
-        self._reloading = Reloading(loaded, read_again, log, self._take)
+        self._reloading = Reloading(loaded, read_again, log, self._take, self._say)
         self._manager = Manager(environment)
         self._node = Node(settings_of(loaded.config, self._reloading.fixed))
         self._link: Link
@@ -130,7 +130,7 @@ class Daemon:
             open_metrics(self._config.metrics, self._seen) as self._metrics,
         ):
             self._restore(store)
-            self._keeper = Keeper(store, Path(daemon.state_dir), self._log, self._take)
+            self._keeper = Keeper(store, Path(daemon.state_dir), self._say, self._take)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._obey_signals, tasks)
                 self._desk = PolicyDesk(tasks, self._take, self._log.logger)
@@ -176,15 +176,15 @@ class Daemon:
     def _restore(self, store: Store) -> None:
         for found in store.restore():
             if isinstance(found, e.Note):
-                self._log.effect(found)
+                self._say(found)
             else:
                 self._take(found)
         for note in store.tidy():
-            self._log.effect(note)
+            self._say(note)
         orders, wrong = read_orders(Path(self._config.daemon.state_dir))
         self._take(c.OrdersRestored(orders))
         if wrong:
-            self._log.effect(e.Note("error", "orders refused, all is frozen", {"reason": wrong}))
+            self._say(e.Note("error", "orders refused, all is frozen", {"reason": wrong}))
 
     def _begin(self, tasks: TaskGroup) -> None:
         for task in (self._receive, self._stream.run, self._keeper.run, self._tick, self._ping):
@@ -300,6 +300,10 @@ class Daemon:
             case e.Stop():
                 self._stopped.set()
 
+    def _say(self, note: e.Note) -> None:
+        """Tell whoever watches, and the log, of what the core has no part in."""
+        self._perform(note, deque())
+
     def _send(self, peer: bytes, message: FromLeader) -> Sent:
         seq = self._seqs.pop(peer, 0) + 1
         self._seqs[peer] = seq  # moved to the end: the first is the one that was silent longest
@@ -309,7 +313,7 @@ class Daemon:
             frames = LEADER.encode(message, seq, self._max_bytes)
         except LocalProtocolError as error:
             # The core's own deadlines end what waits for it; a daemon that falls over helps nobody.
-            self._log.effect(e.Note("error", "message not sent", {"reason": str(error)}))
+            self._say(e.Note("error", "message not sent", {"reason": str(error)}))
             return Sent.DROPPED
         return self._link.send(peer, frames)
 
@@ -340,7 +344,7 @@ class Daemon:
             adjust=lambda change: self._reloading.adjust(change, self._desk),
             look=lambda: document(self._stream.snapshot(), self._node.orders),
             groups=lambda: sorted(self._node.balancers),
-            say=lambda note: self._perform(note, deque()),
+            say=self._say,
         )
 
 

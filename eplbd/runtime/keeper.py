@@ -14,9 +14,8 @@ from typing import TypeAlias
 import anyio
 import anyio.to_thread
 
-from eplbd.core.events import Persist, PersistFailed, RememberFault
+from eplbd.core.events import Note, Persist, PersistFailed, RememberFault
 from eplbd.runtime.faults import write_faults
-from eplbd.runtime.log import Log
 from eplbd.runtime.store import Store
 
 Remembered: TypeAlias = Persist | RememberFault
@@ -25,14 +24,18 @@ Remembered: TypeAlias = Persist | RememberFault
 class Keeper:
     """Takes what is to be kept and never waits; its task is `run`.
 
-    refused: told of every record that the disk did not take.
+    say: what is worth a line. refused: told of every record that the disk did not take.
     """
 
     def __init__(
-        self, store: Store, directory: Path, log: Log, refused: Callable[[PersistFailed], None]
+        self,
+        store: Store,
+        directory: Path,
+        say: Callable[[Note], None],
+        refused: Callable[[PersistFailed], None],
     ) -> None:
-        self._store, self._directory, self._log = store, directory, log
-        self._refused = refused
+        self._store, self._directory = store, directory
+        self._say, self._refused = say, refused
         self._records: dict[str, Persist] = {}
         self._faults: dict[str, RememberFault] = {}
         self._wanted, self._done = anyio.Event(), anyio.Event()
@@ -69,7 +72,7 @@ class Keeper:
         if self._records[record.group] is record:
             del self._records[record.group]
         for note in await anyio.to_thread.run_sync(lambda: [*self._store.tidy()]):
-            self._log.effect(note)
+            self._say(note)
 
     async def write_faults(self) -> None:
         """Keep what the policies did wrong; that it cannot be kept is worth a line, no more."""
@@ -77,4 +80,4 @@ class Keeper:
         try:
             await anyio.to_thread.run_sync(write_faults, self._directory, faults)
         except OSError as error:
-            self._log.logger.warning("policy faults not stored", reason=str(error))
+            self._say(Note("warning", "policy faults not stored", {"reason": str(error)}))

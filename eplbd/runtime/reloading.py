@@ -25,7 +25,8 @@ from eplbd.runtime.tuning import FIXED, changed_keys, settings_of
 class Reloading:
     """Keeps the configuration and tells the core and the policies of every change.
 
-    read_again: blocks. take: steps the core.
+    read_again: blocks. log: whose level is one of the settings. take: steps the core. say: what is
+    worth a line.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class Reloading:
         read_again: Callable[[], Loaded],
         log: Log,
         take: Callable[[e.Reconfigured], None],
+        say: Callable[[e.Note], None],
     ) -> None:
         self.loaded = loaded
         self._started_with = loaded.config
-        self._read_again, self._log, self._take = read_again, log, take
+        self._read_again, self._log, self._take, self._say = read_again, log, take, say
         self._fixed = load_map(loaded)
         self._turn = anyio.Lock()
         self.failed = False
@@ -57,12 +59,11 @@ class Reloading:
                 changed = await self._seat(loaded, desk)
             except (ConfigError, PolicyError) as error:
                 self.failed = True
-                note = e.Note("error", "configuration not reloaded", {"reason": str(error)})
-                self._log.effect(note)
+                self._say(e.Note("error", "configuration not reloaded", {"reason": str(error)}))
             else:
                 self.failed = False
                 self._apply(loaded, changed, fixed)
-                self._log.logger.info("configuration reloaded", changed=changed)
+                self._say(e.Note("info", "configuration reloaded", {"changed": changed}))
                 self._say_what_waits()
 
     async def adjust(self, change: Callable[[Loaded], Loaded], desk: PolicyDesk) -> None:
@@ -92,7 +93,8 @@ class Reloading:
     def _say_what_waits(self) -> None:
         waiting = FIXED.intersection(changed_keys(self._started_with, self.loaded.config))
         if waiting:
-            self._log.logger.warning("settings wait for a restart", keys=sorted(waiting))
+            keys = sorted(waiting)
+            self._say(e.Note("warning", "settings wait for a restart", {"keys": keys}))
 
 
 def _about_policies(key: str) -> bool:

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import zmq
 
 from eplbd.core.messages import Standing
-from tests.runtime.conftest import Connect, wait_until
+from eplbd.wire import stream as wire
+from tests.runtime.conftest import PATIENCE_S, Connect, wait_until
 from tests.runtime.process import GUESTS, Process, daemon, write_config
 from tests.runtime.workers import PLACEMENT, Worker, drive, group, welcomed
 
@@ -273,6 +275,43 @@ def test_a_bad_reload_keeps_what_was(
         write_config(tmp_path, **TILT, balance__par_trigger=1.5)
         _reload(served, times=2)
         assert served.line("configuration reloaded")["changed"] == ["balance.par_trigger"]
+
+
+def test_what_happens_beside_groups_is_told_on_the_stream_too(tmp_path: Path) -> None:
+    """What was restored, kept and read again; whoever only watches the stream misses no line."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "default-01234567.placement").write_bytes(b"\0" * 100)
+    (tmp_path / "state" / "orders.json").write_text("{")
+    with daemon(write_config(tmp_path)) as served:
+        served.told("READY=1")
+        write_config(tmp_path, balance__par_trigger=1.5, daemon__socket_mode="0600")
+        _reload(served)
+        write_config(tmp_path, balance__nothing=1)
+        _reload(served, times=2)
+        served.line("configuration not reloaded")
+        told = _told(tmp_path)
+        ours = [
+            "stored placement refused, taken as absent",
+            "orders refused, all is frozen",
+            "configuration reloaded",
+            "settings wait for a restart",
+            "configuration not reloaded",
+        ]
+        assert [event for event in told if event in ours] == ours
+        assert [event for event in served.events() if event in ours] == ours
+
+
+def _told(folder: Path) -> list[str]:
+    """The notes that the daemon which lives in `folder` has told so far."""
+    found = []
+    with zmq.Context() as context, context.socket(zmq.DEALER) as asker:
+        asker.setsockopt(zmq.LINGER, 0)
+        asker.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1e3))
+        asker.connect(f"ipc://{folder}/events.sock.replay")
+        asker.send_multipart([b"", wire.number(0)])
+        while (answer := wire.answered(asker.recv_multipart())) is not None:
+            found.append(answer[1])
+    return [event.event for event in found if isinstance(event, wire.Noted)]
 
 
 # --- the service manager's watchdog -------------------------------------------------------------
