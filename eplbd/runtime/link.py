@@ -9,8 +9,9 @@ The figures, and why:
   the mark loses nothing: a full pipe pushes back into the worker, which drops heat and keeps
   control. On the way out there is control alone; what a stuck rank does not take is dropped,
   counted, and sent again by the core.
-- Link heartbeats find stopped processes and dead hosts. They do not find a worker whose Python is
-  stuck, since the I/O thread of its libzmq answers; the protocol's own do.
+- No ZMTP heartbeats: libzmq 4.3 aborts the process whose heartbeat falls due after a peer has gone
+  whose pipe is full (libzmq issues 3937 and 4364). There is no dead host behind a unix socket; a
+  worker that was stopped, or whose Python is stuck, is found by the protocol's own signs of life.
 - MANDATORY, since the default drops what goes to an unknown peer without a word; HANDOVER, since
   without it a restarted worker of the same identity is not heard. An identity is an address, never
   an authority.
@@ -32,8 +33,6 @@ from eplbd.runtime.endpoint import bind, claimed
 
 KEY = "daemon.socket"
 HIGH_WATER = 16
-HEARTBEAT_MS = 1_000
-SILENCE_MS = 3_000
 BATCH = 64
 """Messages taken per turn: what has arrived shares one tick, and no flood keeps the loop."""
 
@@ -138,8 +137,5 @@ def open_link(
         router.setsockopt(zmq.RCVHWM, HIGH_WATER)
         router.setsockopt(zmq.SNDHWM, HIGH_WATER)
         router.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
-        router.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
         bind(router, endpoint, mode=mode, key=key)
         yield Link(router)
