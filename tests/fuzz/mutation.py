@@ -131,7 +131,7 @@ class Mutator:
                 shape[side] = chance.choice((0, near, near, chance.choice(SIDES)))
             arrays[index] = [dtype, shape]
             size = math.prod(shape) * WIDTHS.get(dtype, 8)
-        except (TypeError, ValueError, IndexError, OverflowError):
+        except (TypeError, ValueError, LookupError, OverflowError):
             return
         behind = place + 1 + index
         if size <= ARRAY_BYTES_MAX and behind < len(frames) and chance.random() < 0.8:
