@@ -16,11 +16,17 @@ OFFLINE = Path(__file__).with_name("engine") / "offline.py"
 
 
 def offline(
-    folder: Path, endpoint: str, *, alone: bool = False, user: int | None = None, **spec: object
+    folder: Path,
+    endpoint: str,
+    *,
+    alone: bool = False,
+    config: Path | None = None,
+    user: int | None = None,
+    **spec: object,
 ) -> dict[str, Any]:
     """Run it to its end; the report has what it said as `log`. spec: as `Spec` there.
 
-    alone: with eplbd switched off. user: see `started`.
+    alone: with eplbd switched off. config: the daemon's file. user: see `started`.
     """
     ranks = spec.get("ranks", 1)
     report, log = folder / f"report{ranks}.json", folder / f"offline{ranks}.log"
@@ -31,6 +37,8 @@ def offline(
     env = environment(endpoint, EPLBD_TEST_REPORT=str(report), VLLM_ENABLE_V1_MULTIPROCESSING="0")
     if alone:
         env["EPLBD_DISABLE"] = "1"
+    if config is not None:
+        env["EPLBD_CONFIG"] = str(config)
     with started([*command, OFFLINE, json.dumps(spec)], log, env, user) as engine:
         assert engine.wait() == 0, engine.story()
         found: dict[str, Any] = json.loads(report.read_text())

@@ -29,6 +29,14 @@ def test_one_file_serves_both(tmp_path: Path) -> None:
     assert from_environment({**over, "EPLBD_SOCKET": "ipc:///d"}).socket == "ipc:///d"
 
 
+def test_a_placement_to_begin_with_is_that_of_mode_static(tmp_path: Path) -> None:
+    file = tmp_path / "eplbd.toml"
+    file.write_text('[balance]\nmode = "static"\nmap = "/a/map.json"\n')
+    assert from_environment({"EPLBD_CONFIG": str(file)}).opening == Path("/a/map.json")
+    other = {"EPLBD_CONFIG": str(file), "EPLBD_BALANCE__MODE": "hold", "EPLBD_BALANCE__MAP": ""}
+    assert from_environment(other).opening is None
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [

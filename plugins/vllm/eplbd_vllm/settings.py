@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eplbd.config import SYSTEM_FILE, load
+from eplbd.core.fixed import STATIC
 from eplbd.errors import ConfigError
 
 DISABLE = "EPLBD_DISABLE"
@@ -26,13 +27,15 @@ transfers of the device's own library beside a forward's cooperative kernels are
 class Settings:
     """socket: the daemon's endpoint. group: name of the EP group, "" to take the served model's.
 
-    experts_per_rank: staging buffers, at least what the daemon puts into one epoch.
+    experts_per_rank: staging buffers, at least what the daemon puts into one epoch. opening: the
+    file of the placement to begin with, in mode static.
     """
 
     socket: str
     group: str
     route: str
     experts_per_rank: int
+    opening: Path | None = None
 
 
 def disabled(env: Mapping[str, str]) -> bool:
@@ -55,4 +58,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
     route = env.get("EPLBD_ROUTE", "auto")
     if route not in ROUTES:
         raise ConfigError(f"EPLBD_ROUTE={route}: expected one of {', '.join(ROUTES)}")
-    return Settings(socket, env.get("EPLBD_GROUP", ""), route, config.epoch.experts_per_rank)
+    balance = config.balance
+    opening = Path(balance.map) if balance.mode == STATIC else None
+    group = env.get("EPLBD_GROUP", "")
+    return Settings(socket, group, route, config.epoch.experts_per_rank, opening)

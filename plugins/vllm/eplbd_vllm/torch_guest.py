@@ -21,6 +21,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from eplbd.core.placement import Placement
+from eplbd.runtime.fixedmap import read_map
 from eplbd.worker.agent import AgentThread
 from eplbd.worker.stager import Engine
 from eplbd.worker.torch_attach import RENDEZVOUS_S, Membership, attach
@@ -31,6 +32,7 @@ from eplbd.worker.torch_store import own_client
 from eplbd_vllm.door import knock
 from eplbd_vllm.faults import sentence
 from eplbd_vllm.settings import Settings
+from eplbd_vllm.torch_opening import Walk
 from eplbd_vllm.torch_weights import table
 from eplbd_vllm.upstream import ModelConfig
 
@@ -199,10 +201,11 @@ class Guest:
 
     def _start(self, member: Membership, found: Survey, executor: TorchP2PExecutor) -> None:
         """Take the engine's place as its balancer, and let the agent run."""
-        placement = self._with_shares(found.placement)
+        first = self._with_shares(found.placement)
         with ExitStack() as stack:
             found.take_over(stack)
             found.heat.drop()  # counted while nobody looked
+            placement = self._opened(member, found, executor, first)
             self._agent = attach(
                 stack,
                 self._settings.socket,
@@ -214,9 +217,25 @@ class Guest:
             )
             self._stack = stack.pop_all()
         self.maps, self.executor, self._heat = found.maps, executor, found.heat
-        self._initial = self._initial or placement
+        self._initial = self._initial or first
         if member.rank == 0:
             self._announce(member, found, executor)
+
+    def _opened(
+        self, member: Membership, found: Survey, executor: TorchP2PExecutor, held: Placement
+    ) -> Placement:
+        """Begin with the operator's placement, where there is one."""
+        file = self._settings.opening
+        if file is None:
+            return held
+
+        def all_of_us(store: Store, reason: str) -> str:
+            return agree(store, member.rank, member.ranks, reason)
+
+        store = PrefixStore("opening", own_client(member.store, RENDEZVOUS_S))
+        buffers = self._settings.experts_per_rank
+        walk = Walk(store, member.rank, executor, found.maps, buffers, all_of_us)
+        return walk.to(lambda: read_map(file), held)
 
     def _with_shares(self, held: Placement) -> Placement:
         """What the maps hold; of its shares they say nothing, but the agent before knew."""

@@ -21,7 +21,7 @@ from vllm import LLM, SamplingParams
 from eplbd_vllm.demo.torch_offline import offline_engine, wrapper_of
 from eplbd_vllm.hooks import guest_of
 from eplbd_vllm.torch_guest import Guest
-from eplbd_vllm.upstream import Worker
+from eplbd_vllm.upstream import ModelState, Worker
 
 PROMPTS = 4
 WORDS = 24
@@ -53,10 +53,12 @@ class Spec:
 class Report:
     """What came of it.
 
-    tokens: of the first round. differing: rounds whose tokens were not those of the first. woken:
-    tokens after a sleep. reloaded: tokens after the weights were loaded anew.
+    opening: `[layers, slots]`, before the first request. tokens: of the first round. differing:
+    rounds whose tokens were not those of the first. woken: tokens after a sleep. reloaded: tokens
+    after the weights were loaded anew.
     """
 
+    opening: list[list[int]] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
     rounds: int = 0
     differing: int = 0
@@ -95,11 +97,15 @@ def generate(llm: LLM, number: int) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs[:PROMPTS]]
 
 
-def break_map(worker: Worker) -> None:
-    """Exchange two experts of one layer in the tables alone; a second time puts them right."""
+def maps_of(worker: Worker) -> ModelState:
     state = worker.model_runner.eplb_state
     assert state is not None
-    maps = next(iter(state.model_states.values()))
+    return next(iter(state.model_states.values()))
+
+
+def break_map(worker: Worker) -> None:
+    """Exchange two experts of one layer in the tables alone; a second time puts them right."""
+    maps = maps_of(worker)
     for table in (maps.logical_to_physical_map[1], maps.logical_replica_count[1]):
         table[[0, 1]] = table[[1, 0]].clone()
 
@@ -124,6 +130,8 @@ def drive(spec: Spec) -> Report:
     wrapper = wrapper_of(llm)
     guest = cast("Guest | None", guest_of(wrapper))
     report.attached = guest is not None
+    if guest is not None:
+        report.opening = maps_of(wrapper.worker).physical_to_logical_map.tolist()
     began = time.monotonic()
     report.tokens = generate(llm, 0)
     report.rounds = 1
