@@ -6,14 +6,14 @@ is credible (that is `ledger`), nor what becomes of a complete step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplbd.core.report import INT32_MAX
 from eplbd.errors import RemoteProtocolError
-
-INT32_MAX = int(np.iinfo(np.int32).max)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,25 +39,54 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one rank says about consecutive forwards, in logical terms.
+    """What some ranks say about the same consecutive forwards, in logical terms.
 
-    heat: `[steps, n]` int32, to add at `where`, `[n]` flat indices into layers x experts, or None
-    for all of them; where `repeats`, an index may occur twice. load: int64, `[steps, layers]` that
-    this rank processed or `[steps, ranks, layers]` that it sent to each. routed, tokens: `[steps]`
-    int64. dummy: `[steps]` bool.
+    ranks: `[r]`. heat: `[r, steps, n]` integers, to add at each rank's `where`, `[n]` flat indices
+    into layers x experts, in which an index may occur twice where the flag beside it says so; or
+    for all of them, in order, where `where` is None. load: int64, `[r, steps, layers]` that the
+    rank processed or `[r, steps, ranks, layers]` that it sent to each. routed, tokens: `[r, steps]`
+    int64. dummy: `[r, steps]` bool.
     """
 
-    rank: int
+    ranks: NDArray[np.int32]
     first_forward: int
     epoch: int
     phase: int
-    heat: NDArray[np.int32]
-    where: NDArray[np.intp] | None
-    repeats: bool
+    heat: NDArray[np.integer]
+    where: Sequence[tuple[NDArray[np.intp], bool]] | None
     load: NDArray[np.int64]
     routed: NDArray[np.int64]
     tokens: NDArray[np.int64]
     dummy: NDArray[np.bool_]
+
+    def by_rank(self) -> Iterator[Part]:
+        """One part for each rank."""
+        for i in range(len(self.ranks)):
+            where = None if self.where is None else self.where[i : i + 1]
+            yield self._picked(slice(i, i + 1), slice(None), where)
+
+    def steps(self, chosen: NDArray[np.bool_]) -> Part:
+        """Only these steps of it, `[steps]`; they need not be consecutive any more."""
+        return self if chosen.all() else self._picked(slice(None), chosen, self.where)
+
+    def _picked(
+        self,
+        ranks: slice,
+        steps: slice | NDArray[np.bool_],
+        where: Sequence[tuple[NDArray[np.intp], bool]] | None,
+    ) -> Part:
+        return Part(
+            self.ranks[ranks],
+            self.first_forward,
+            self.epoch,
+            self.phase,
+            self.heat[ranks][:, steps],
+            where,
+            self.load[ranks][:, steps],
+            self.routed[ranks][:, steps],
+            self.tokens[ranks][:, steps],
+            self.dummy[ranks][:, steps],
+        )
 
 
 class Assembly:
@@ -85,31 +114,26 @@ class Assembly:
     def add(self, part: Part) -> list[Step]:
         """Add a part of at most `steps` forwards; return what it completes, in order.
 
-        Steps that the rank has reported before and steps that have left the ring are passed over
-        and counted. Raises RemoteProtocolError, with nothing added, where a layer of one forward
-        would exceed 2**31 - 1 tokens.
+        Steps that a rank has reported before and steps that have left the ring are passed over and
+        counted. Raises RemoteProtocolError, with nothing added, where a layer of one forward would
+        exceed 2**31 - 1 tokens.
         """
-        steps = len(part.heat)
+        steps = part.heat.shape[1]
         self._advance(part.first_forward, part.first_forward + steps - 1)
         forwards = np.arange(part.first_forward, part.first_forward + steps)
         rows = forwards % self.steps
         fits = forwards >= self._tail
-        again = fits & self._seen[rows, part.rank]
-        self.late += steps - int(fits.sum())
+        again = self._seen[rows[:, None], part.ranks] & fits[:, None]
+        self._check_load(part, rows, fits[:, None] & ~again)
+        self.late += (steps - int(fits.sum())) * len(part.ranks)
+        if not again.any():
+            return self._put(part.steps(fits), rows[fits])
         self.repeated += int(again.sum())
-        fits &= ~again
-        if fits.all():
-            chosen: slice | NDArray[np.bool_] = slice(None)
-        else:
-            chosen, rows = fits, rows[fits]
-        if not len(rows):
-            return []
-        self._add_load(part, rows, part.load[chosen])
-        self._add_heat(part, rows, part.heat[chosen])
-        self._tokens[rows] += part.tokens[chosen]
-        self._mark(part, rows, part.routed[chosen], part.dummy[chosen])
-        done = np.flatnonzero(self._count[rows] == self.ranks)
-        return [self._step(int(rows[i])) for i in done]
+        done: list[Step] = []
+        for alone, before in zip(part.by_rank(), again.T, strict=True):
+            fresh = fits & ~before
+            done += self._put(alone.steps(fresh), rows[fresh])
+        return done
 
     def restart(self, first: int) -> None:
         """Forget the forwards under way and go on at `first`, wherever that is."""
@@ -143,47 +167,62 @@ class Assembly:
             array[rows] = 0
         self._tail, self.head = tail, last
 
-    def _add_load(self, part: Part, rows: NDArray[np.intp], load: NDArray[np.int64]) -> None:
-        total = self._total[rows] + (load if load.ndim == 2 else load.sum(axis=1))
-        if total.max() > INT32_MAX:
-            i, layer = (int(at) for at in np.argwhere(total > INT32_MAX)[0])
-            raise RemoteProtocolError(
-                f"heat report of rank {part.rank}: counts bring forward {self._forward(rows[i])}, "
-                f"layer {layer} to {int(total[i, layer])} tokens, expected at most {INT32_MAX}; "
-                "the counters are corrupt or were never reset"
-            )
-        self._total[rows] = total
-        if load.ndim == 2:
-            self._load[rows, part.rank] = load
+    def _check_load(self, part: Part, rows: NDArray[np.intp], fresh: NDArray[np.bool_]) -> None:
+        """Refuse counts that bring a layer over what its sums can hold; fresh: `[steps, r]`."""
+        load = part.load if part.load.ndim == 3 else part.load.sum(axis=2)
+        told = self._total[rows] + np.cumsum(load * fresh.T[:, :, None], axis=0)
+        if told.max() <= INT32_MAX:
+            return
+        who, i, layer = (int(at) for at in np.argwhere(told > INT32_MAX)[0])
+        raise RemoteProtocolError(
+            f"heat report of rank {part.ranks[who]}: counts bring forward "
+            f"{part.first_forward + i}, layer {layer} to {int(told[who, i, layer])} tokens, "
+            f"expected at most {INT32_MAX}; the counters are corrupt or were never reset"
+        )
+
+    def _put(self, part: Part, rows: NDArray[np.intp]) -> list[Step]:
+        """Add steps that are all in the ring and new of their ranks, in `rows`."""
+        self._add_load(part, rows)
+        self._add_heat(part, rows)
+        self._tokens[rows] += part.tokens.sum(axis=0)
+        self._mark(part, rows)
+        done = np.flatnonzero(self._count[rows] == self.ranks)
+        return [self._step(int(rows[i])) for i in done]
+
+    def _add_load(self, part: Part, rows: NDArray[np.intp]) -> None:
+        load = part.load
+        if load.ndim == 3:
+            self._total[rows] += load.sum(axis=0)
+            self._load[rows[:, None], part.ranks] = load.swapaxes(0, 1)
         else:
+            load = load.sum(axis=0)
+            self._total[rows] += load.sum(axis=1)
             self._load[rows] += load.astype(np.int32)
 
-    def _add_heat(self, part: Part, rows: NDArray[np.intp], heat: NDArray[np.int32]) -> None:
+    def _add_heat(self, part: Part, rows: NDArray[np.intp]) -> None:
         if part.where is None:
-            self._heat[rows] += heat
+            self._heat[rows] += part.heat.sum(axis=0, dtype=np.int32)
             return
         flat = self._heat.reshape(-1)
-        index = (rows * self._heat.shape[1])[:, None] + part.where
-        if part.repeats:
-            np.add.at(flat, index, heat)
-        else:
-            flat[index] += heat
+        starts = (rows * self._heat.shape[1])[:, None]
+        # One rank after the other: over several an expert may occur twice, and `add.at` is slow.
+        for heat, (where, repeats) in zip(part.heat, part.where, strict=True):
+            index, tokens = starts + where, heat.astype(np.int32, copy=False)
+            if repeats:
+                np.add.at(flat, index, tokens)
+            else:
+                flat[index] += tokens
 
-    def _mark(
-        self,
-        part: Part,
-        rows: NDArray[np.intp],
-        routed: NDArray[np.int64],
-        dummy: NDArray[np.bool_],
-    ) -> None:
-        self._routed[rows, part.rank] = routed
-        self._seen[rows, part.rank] = True
-        self._phase[rows] |= np.where(dummy, 0, part.phase).astype(np.int8)
-        self._busy[rows] |= ~dummy
+    def _mark(self, part: Part, rows: NDArray[np.intp]) -> None:
+        busy = ~part.dummy.all(axis=0)
+        self._routed[rows[:, None], part.ranks] = part.routed.T
+        self._seen[rows[:, None], part.ranks] = True
+        self._phase[rows] |= np.where(busy, part.phase, 0).astype(np.int8)
+        self._busy[rows] |= busy
         started = self._count[rows] > 0
         self._torn[rows] |= started & (self._epoch[rows] != part.epoch)
         self._epoch[rows] = part.epoch
-        self._count[rows] += 1
+        self._count[rows] += len(part.ranks)
 
     def _forward(self, row: int) -> int:
         return int(self.head - (self.head - row) % self.steps)

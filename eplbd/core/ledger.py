@@ -13,30 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd.core.assembly import INT32_MAX, Assembly, Part, Step
+from eplbd.core.assembly import Assembly, Part, Step
+from eplbd.core.cluster import NodeHeat
 from eplbd.core.heat import PHASES, Heat
 from eplbd.core.messages import Counts, Dispatch, HeatReport
 from eplbd.core.placement import Placement, validate
+from eplbd.core.report import LAG_STEPS, PHASE_BITS, check, of_rank, refusal
 from eplbd.core.topology import Topology
-from eplbd.errors import LocalProtocolError, RemoteProtocolError
-
-PHASE_BITS = {"prefill": 1, "decode": 2, "mixed": 3, "all": 3}
-"""What a report's phase may be; a step has the bits of all its ranks."""
+from eplbd.errors import LocalProtocolError
 
 _KEPT_PLACEMENTS = 4
 """Reports lag behind the placement in force by less than one epoch; four leave room for aborts."""
-
-_LAG_STEPS = 128
-"""Forwards by which ranks may be apart in their reports: eight blocks of sixteen, as agents
-send."""
 
 _REACH_WINDOWS = 8
 """Windows of `lag_steps` by which a report may leave the newest forward. One rank that is wrong
 about the clock must not take the window along, nor a daemon that slept lose the group for good: a
 forward further away is believed once every rank is there."""
-
-_LIMIT = 1 << 53
-"""Forwards, epochs and routed assignments above this are noise; centuries of them are below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +100,7 @@ class Ledger:
         window_steps: int,
         counts: Counts = Counts.RECEIVED,
         dispatch: Dispatch = Dispatch.ALL_TO_ALL,
-        lag_steps: int = _LAG_STEPS,
+        lag_steps: int = LAG_STEPS,
     ) -> None:
         if min(window_steps, lag_steps) < 1:
             raise LocalProtocolError(
@@ -155,26 +147,39 @@ class Ledger:
             del self._translations[next(iter(self._translations))]
 
     def report(self, rank: int, report: HeatReport) -> None:
-        """Take one rank's report.
+        """Take one rank's report, as `report_node` takes one of several ranks."""
+        self.report_node(of_rank(rank, report))
 
-        A report under an unknown epoch is counted and dropped; a step that came before is counted
-        and passed over. Raises RemoteProtocolError, naming rank and field, for what no correct rank
-        sends; nothing of that report was taken.
+    def report_node(self, report: NodeHeat) -> None:
+        """Take what several ranks report of the same forwards.
+
+        A report under an unknown epoch is counted and dropped; a step that a rank reported before
+        is counted and passed over. Raises RemoteProtocolError, naming ranks and field, for what no
+        correct rank sends; nothing of that report was taken.
         """
-        self._check(rank, report)
-        self._check_reach(rank, report.first_forward)
+        check(
+            report,
+            ranks=self._topology.ranks,
+            layers=self._layers,
+            columns=self._columns,
+            most_steps=self._assembly.steps,
+        )
+        self._check_reach(report)
+        ranks, steps = report.ranks.tolist(), report.counts.shape[1]
         translation = self._translations.get(report.epoch)
         if translation is None:
-            self._unknown += 1
+            self._unknown += len(ranks)
         else:
-            for step in self._assembly.add(self._translate(rank, report, translation)):
+            for step in self._assembly.add(self._translate(report, ranks, translation)):
                 self._close(step)
-            self._reports += 1
-        expected, first = self._next[rank], report.first_forward
-        if 0 <= expected < first:
-            self._gaps += 1
-            self._missing += first - expected
-        self._next[rank] = max(expected, first + len(report.counts))
+            self._reports += len(ranks)
+        first = report.first_forward
+        for rank in ranks:
+            expected = self._next[rank]
+            if 0 <= expected < first:
+                self._gaps += 1
+                self._missing += first - expected
+            self._next[rank] = max(expected, first + steps)
 
     def heat(self, phase: str = "all") -> Heat:
         """The newest complete steps of `phase`, oldest first; none at all is an empty window."""
@@ -242,73 +247,65 @@ class Ledger:
             raise LocalProtocolError(f"ledger: no window for phase {phase!r}, expected {PHASES}")
         return sorted(self._windows[phase], key=lambda step: step.forward)
 
-    def _check(self, rank: int, report: HeatReport) -> None:
-        """Raise RemoteProtocolError unless the report is well formed."""
-        if not 0 <= rank < self._topology.ranks:
-            raise _refusal(rank, "rank", f"is {rank}, expected 0..{self._topology.ranks - 1}")
-        if report.phase not in PHASE_BITS:
-            raise _refusal(rank, "phase", f"is {report.phase!r}, expected {[*PHASE_BITS]}")
-        for name, number in (("first_forward", report.first_forward), ("epoch", report.epoch)):
-            if not 0 <= number < _LIMIT:
-                raise _refusal(rank, name, f"is {number}, expected 0 to 2**53")
-        steps = len(report.counts) if report.counts.ndim else 0
-        if not 1 <= steps <= self._assembly.steps:
-            raise _refusal(rank, "counts", f"has {steps} steps, expected 1..{self._assembly.steps}")
-        _check_integers(rank, "counts", report.counts, (steps, self._layers, self._columns))
-        _check_integers(rank, "tokens", report.tokens, (steps,))
-        _check_integers(rank, "routed", report.routed, (steps,), most=_LIMIT)
-        if report.dummy.shape != (steps,) or report.dummy.dtype != np.bool_:
-            found = f"is {report.dummy.dtype} {report.dummy.shape}"
-            raise _refusal(rank, "dummy", f"{found}, expected bool {(steps,)}")
-
-    def _check_reach(self, rank: int, first: int) -> None:
+    def _check_reach(self, report: NodeHeat) -> None:
         """Raise RemoteProtocolError for a forward that is out of reach, unless all ranks are."""
+        first, ranks = report.first_forward, report.ranks.tolist()
         head, reach = self._assembly.head, _REACH_WINDOWS * self._assembly.steps
         if head < 0 or abs(first - head) <= reach:
-            self._far.pop(rank, None)
+            for rank in ranks:
+                self._far.pop(rank, None)
             return
-        self._far[rank] = first
+        self._far.update(dict.fromkeys(ranks, first))
         start = min(self._far.values())
         if (
             len(self._far) < self._topology.ranks
             or max(self._far.values()) - start >= self._assembly.steps
         ):
-            self._astray += 1
+            self._astray += len(ranks)
             expected = f"expected at most {reach} from {head}, the newest of the group"
-            raise _refusal(rank, "first_forward", f"is {first}, {expected}")
+            raise refusal(report, "first_forward", f"is {first}, {expected}")
         self._assembly.restart(start)
         self._next = [min(forward, start) for forward in self._next]
         self._far.clear()
 
-    def _translate(self, rank: int, report: HeatReport, translation: _Translation) -> Part:
-        steps, counts = len(report.counts), report.counts.astype(np.int32, copy=False)
-        where: NDArray[np.intp] | None = None
-        repeats = False
+    def _translate(self, report: NodeHeat, ranks: list[int], translation: _Translation) -> Part:
+        counts, tokens = report.counts, report.tokens.astype(np.int64)
+        if self._replicated:
+            tokens[report.ranks != 0] = 0
+        heat: NDArray[np.integer]
         if self._sent:
-            if self._replicated and rank:
-                counts = np.zeros_like(counts)
-            by_rank = counts.reshape(steps, self._layers, self._topology.ranks, -1)
-            load = by_rank.sum(axis=3, dtype=np.int64).transpose(0, 2, 1)
-            ordered = counts.reshape(steps, -1)[:, translation.order]
-            heat = np.add.reduceat(ordered, translation.starts, axis=1)
-            heat[report.dummy] = 0
+            heat, load = self._translate_sent(report, translation)
+            where = None
         else:
-            where, repeats = translation.where[rank], translation.repeats[rank]
-            load = counts.sum(axis=2, dtype=np.int64)
-            heat = counts.reshape(steps, -1)
+            heat = counts.reshape(*counts.shape[:2], -1)
+            load = np.einsum("rslc->rsl", counts.astype(np.int64))
+            where = [(translation.where[rank], translation.repeats[rank]) for rank in ranks]
         return Part(
-            rank=rank,
+            ranks=report.ranks,
             first_forward=report.first_forward,
             epoch=report.epoch,
             phase=PHASE_BITS[report.phase],
             heat=heat,
             where=where,
-            repeats=repeats,
             load=load,
             routed=report.routed.astype(np.int64, copy=False),
-            tokens=report.tokens.astype(np.int64) * (not self._replicated or rank == 0),
+            tokens=tokens,
             dummy=report.dummy,
         )
+
+    def _translate_sent(
+        self, report: NodeHeat, translation: _Translation
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        counts = report.counts.astype(np.int32, copy=False)
+        if self._replicated:
+            counts = np.where((report.ranks == 0)[:, None, None, None], counts, np.int32(0))
+        sources, steps = counts.shape[:2]
+        by_rank = counts.reshape(sources, steps, self._layers, self._topology.ranks, -1)
+        load = by_rank.sum(axis=4, dtype=np.int64).swapaxes(2, 3)
+        ordered = counts.reshape(sources, steps, -1)[:, :, translation.order]
+        heat = np.add.reduceat(ordered, translation.starts, axis=2)
+        heat[report.dummy] = 0
+        return heat, load
 
     def _close(self, step: Step) -> None:
         """Audit a complete step and file it."""
@@ -342,24 +339,3 @@ class Ledger:
         if processed != routed:
             return f"ranks routed {routed} assignments, their slots processed {processed}"
         return ""
-
-
-def _check_integers(
-    rank: int,
-    field: str,
-    array: NDArray[np.integer],
-    shape: tuple[int, ...],
-    most: int = INT32_MAX,
-) -> None:
-    if array.shape != shape:
-        raise _refusal(rank, field, f"has shape {array.shape}, expected {shape}")
-    if array.dtype.kind not in "iu":
-        raise _refusal(rank, field, f"has dtype {array.dtype}, expected an integer dtype")
-    if array.min() < 0:
-        raise _refusal(rank, field, f"has a negative value, {array.min()}")
-    if array.max() > most:
-        raise _refusal(rank, field, f"has a value of {array.max()}, expected at most {most}")
-
-
-def _refusal(rank: int, field: str, wrong: str) -> RemoteProtocolError:
-    return RemoteProtocolError(f"heat report of rank {rank}: {field} {wrong}")

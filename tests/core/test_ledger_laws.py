@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from eplbd.core.ledger import Ledger
 from eplbd.core.messages import Counts, Dispatch, HeatReport
 from eplbd.core.placement import Placement
+from eplbd.core.report import of_node
 from tests.core.arrangements import Group, groups, shuffled
 
 PHASES = {"prefill": {1}, "decode": {2}, "mixed": {1, 2}, "all": {1, 2}}
@@ -214,3 +216,30 @@ def test_what_is_dropped_costs_its_forwards_and_is_counted(data: st.DataObject) 
     figures = ledger.statistics()
     assert figures.steps == len(complete)
     assert (figures.gaps, figures.missing_steps) == (gaps, missing)
+
+
+@given(st.data())
+def test_a_node_says_what_its_ranks_would(data: st.DataObject) -> None:
+    """Some ranks' reports of the same forwards, joined: the books are those of single reports."""
+    run = data.draw(runs())
+    ranks = run.group.topology.ranks
+    single, joined = run.ledger(), run.ledger()
+    kinds = [(run.epoch(forward), run.phase[forward]) for forward in range(len(run.traffic))]
+    edges = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]
+    for first, last in data.draw(st.permutations(list(pairwise(edges)))):
+        for _ in range(data.draw(st.integers(1, 3))):
+            some = data.draw(st.sets(st.integers(0, ranks - 1), min_size=1))
+            of_phase: dict[str, dict[int, HeatReport]] = {}
+            for rank in sorted(some):
+                report = run.report(rank, first, last)
+                of_phase.setdefault(report.phase, {})[rank] = report
+            for reports in of_phase.values():
+                for rank, report in reports.items():
+                    single.report(rank, report)
+                joined.report_node(of_node(reports))
+    assert joined.statistics() == single.statistics()
+    assert joined.audit() == single.audit()
+    for phase in ("all", "prefill", "decode"):
+        assert joined.heat(phase).steps.tolist() == single.heat(phase).steps.tolist()
+        for epoch in range(len(run.placements)):
+            assert joined.loads(epoch, phase).tolist() == single.loads(epoch, phase).tolist()

@@ -35,9 +35,9 @@ EDITS = {
         "    if math.prod(shape) * wire.itemsize < size or (",
     ),
     "session": (
-        "eplbd/core/ledger.py",
-        "        if report.phase not in PHASE_BITS:",
-        "        if not report.phase:",
+        "eplbd/core/report.py",
+        "    if heat.phase not in PHASE_BITS:",
+        "    if not heat.phase:",
     ),
 }
 """By target, a check that is left out: file, what stands there once, what is put in its place."""

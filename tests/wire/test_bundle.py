@@ -180,8 +180,9 @@ def test_small_bundles_cannot_ask_for_much_work() -> None:
 
 
 def test_what_no_peer_would_take_is_not_sent() -> None:
-    with pytest.raises(LocalProtocolError, match="at most 300 bytes"):
-        UP.encode(1, 1, [Entry("g", NODE, 0, _heat())] * 3, 300)
+    many = [Entry("g", rank, 1, m.Pulse(rank)) for rank in range(100)]
+    with pytest.raises(LocalProtocolError, match="at most 600 bytes"):
+        UP.encode(1, 1, many, 600)
     for entries in ([Entry("g" * 300, 0, 1, m.Pulse(1))], [Entry("g", 0, -1, m.Pulse(1))]):
         with pytest.raises(LocalProtocolError, match="cannot be sent"):
             UP.encode(1, 1, entries)
