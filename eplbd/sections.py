@@ -15,6 +15,12 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Mode = Annotated[str, msgspec.Meta(pattern="^0[0-7]{3}$")]
 
 
+RankSpeed = Annotated[
+    str, msgspec.Meta(pattern=r"^(.+:)?\d+=(0\.\d*[1-9]\d*|[1-9]\d{0,3}(\.\d+)?)$")
+]
+"""RANK=SPEED or GROUP:RANK=SPEED, the speed above 0."""
+
+
 class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process: where workers reach it and where it keeps what it must not forget."""
 
@@ -91,6 +97,8 @@ class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_moves: Natural = 0
     pause_s: Seconds = 1.0
     opening: Literal["stored", "spread", "none"] = "stored"
+    rank_speed: tuple[RankSpeed, ...] = ()
+    measure_speed: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,6 +35,7 @@ from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
 from eplbd.core.shadow import Shadows
+from eplbd.core.speed import weigh
 from eplbd.core.timing import Timing
 from eplbd.errors import PlacementError
 
@@ -217,6 +218,7 @@ class Balancer:
         if self.held or self.orders.sole(group.placement) is not None:
             return False
         assert self.opening is not None
+        weigh(self)
         window = self.opening.heat(ledger.heat(self.settings.balance.phase), group)
         heat = cycle.consider(window, group.placement, policy, self.now)
         assert self.shadows is not None
@@ -266,7 +268,7 @@ class Balancer:
         if cycle.tally.dear:
             self.pacer.doubt()
         if not refused and self.opening and not self.opening.assumed:
-            self.gains.promise(cycle.tally.gain_predicted, placement, self._served())
+            self.gains.promise(cycle.tally.gain_predicted, placement, self.served())
         if refused:
             known = ("unchanged", "recorded")
             self.cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
@@ -323,7 +325,7 @@ class Balancer:
         cycle.epoch_ended(line, now=self.now)
         self.after()
 
-    def _served(self) -> list[Step]:
+    def served(self) -> list[Step]:
         """Steps of the window that ran under the map in force."""
         assert self.ledger is not None
         steps = self.ledger.since(-1, self.settings.balance.phase)
@@ -350,9 +352,9 @@ class Balancer:
             return
         outcome = cycle.outcome
         enough = outcome == "applied" and loads.shape[0] >= self.settings.balance.min_steps
-        served = self._served() if enough else []
+        served = self.served() if enough else []
         cycle.tally.gain_realised = self.gains.measure(served, self.group.placement)
-        realised = par(loads).mean(axis=0) if loads.shape[0] else np.empty(0)
+        realised = par(loads / self.gains.speed).mean(axis=0) if loads.shape[0] else np.empty(0)
         self.cycle_ended(
             cycle.rest(),
             outcome,

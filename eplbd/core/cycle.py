@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplbd.core.drift import Profile
 from eplbd.core.epoch import Phase as EpochPhase
@@ -24,8 +25,6 @@ from eplbd.core.plan import Plan
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from eplbd.core.events import EpochEnded
     from eplbd.core.settings import BalanceSettings
     from eplbd.core.topology import Topology
@@ -36,6 +35,9 @@ HELD_OUT = 0.25
 JUDGED_STEPS = 32
 """Steps on which placements are compared, evenly spaced: PAR over more differs in the third digit,
 and the leader's loop must not stand still (512 steps of 58 x 256 take 0.2 s)."""
+
+Speed: TypeAlias = NDArray[np.float64]
+"""`[ranks]`, by which their loads are divided: a rank of half the speed counts as twice as hot."""
 
 ASKING_MODES = ("dynamic", "record")
 """Modes in which the active policy is asked; in the others it is not needed."""
@@ -106,14 +108,16 @@ def thinned(steps: NDArray[np.int32]) -> NDArray[np.int32]:
     return steps[::-1][:: max(1, stride)][::-1]
 
 
-def mean_par(placement: Placement, steps: NDArray[np.int32]) -> float:
+def mean_par(placement: Placement, steps: NDArray[np.int32], speed: Speed | float = 1.0) -> float:
     """Mean PAR over steps and layers if `placement` served `steps` `[steps, layers, experts]`."""
-    return float(par(rank_load(placement, steps)).mean())
+    return float(par(rank_load(placement, steps) / speed).mean())
 
 
-def slowest_load(placement: Placement, steps: NDArray[np.int32]) -> float:
+def slowest_load(
+    placement: Placement, steps: NDArray[np.int32], speed: Speed | float = 1.0
+) -> float:
     """Sum over steps and layers of the hottest rank's load: what a synchronous engine waits for."""
-    return float(rank_load(placement, steps).max(axis=-1).sum())
+    return float((rank_load(placement, steps) / speed).max(axis=-1).sum())
 
 
 class Cycle:
@@ -155,6 +159,11 @@ class Cycle:
         self.failures = 0
         self.deadline = 0.0
 
+    @property
+    def speed(self) -> Speed:
+        """Of the ranks that a policy is shown."""
+        return np.array(self.orders.topology(self.topology).speed)
+
     def wants_plan(self, now: float) -> bool:
         """Whether it is time to look at the heat."""
         asking = self.settings.mode in ASKING_MODES
@@ -168,7 +177,7 @@ class Cycle:
         if steps < max(self.settings.min_steps, 2):
             return None
         forced, self.forced = self.forced, False
-        before = mean_par(self.orders.seen(current), thinned(heat.steps))
+        before = mean_par(self.orders.seen(current), thinned(heat.steps), self.speed)
         if before <= self.settings.par_trigger and not forced:
             return None
         self.load = Profile.of(heat.steps)
@@ -204,7 +213,7 @@ class Cycle:
         self.tally.policy_s = duration_s
         seen = self.orders.seen(current)
         target = self._target(slots, shares, seen, current)
-        excess = np.maximum(rank_load(seen, self.judged).mean(axis=0), 0.0)
+        excess = np.maximum(rank_load(seen, self.judged).mean(axis=0), 0.0) / self.speed
         above = excess.max(axis=-1) - excess.mean(axis=-1)
         plan = Plan(current, target, self.topology, above, self.orders.drained)
         self.tally.moves = plan.moves
@@ -217,7 +226,7 @@ class Cycle:
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
         then = self.orders.seen(target)
-        promised = par(rank_load(then, self.judged)).mean(axis=0)
+        promised = par(rank_load(then, self.judged) / self.speed).mean(axis=0)
         promised.setflags(write=False)
         self.tally.par_predicted = float(promised.mean())
         short = "recorded"
@@ -257,8 +266,8 @@ class Cycle:
         """Why `target` is not worth `cost` seconds of moves; empty if it is, or was forced."""
         if self.tally.forced:
             return ""
-        slowest = slowest_load(current, self.judged)
-        gain = 1.0 - slowest_load(target, self.judged) / slowest if slowest else 0.0
+        slowest, then = (slowest_load(each, self.judged, self.speed) for each in (current, target))
+        gain = 1.0 - then / slowest if slowest else 0.0
         self.tally.gain_predicted = gain
         if gain < self.settings.min_gain:
             return f"gain {gain:.4f} is under min_gain {self.settings.min_gain}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplbd.core.cycle import slowest_load
+from eplbd.core.cycle import Speed, slowest_load
 from eplbd.core.placement import rank_load
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Gains:
         """Promises broken in a row."""
         self.predicted = self.realised = 0.0
         """Of the newest promise that was measured."""
+        self.speed: Speed = np.ones(1)
+        """Of the ranks, for all of them where one is given; as in the benefit test."""
         self._open: _Promise | None = None
 
     def demand(self, share: float, tolerance: float) -> None:
@@ -73,7 +75,7 @@ class Gains:
     def promise(self, gain: float, before: Placement, steps: Sequence[Step]) -> None:
         """Moves are about to be made for `gain`; `steps` were served by `before`."""
         steps = _thinned(steps)
-        self._open = _Promise(gain, before, _skew(steps, before), _heat(steps, before))
+        self._open = _Promise(gain, before, self._skew(steps, before), _heat(steps, before))
 
     def measure(self, steps: Sequence[Step], after: Placement) -> float:
         """The gain on `steps`, all served by the map `after`; 0.0 where nothing was promised.
@@ -84,8 +86,8 @@ class Gains:
         if promise is None or not steps:
             return 0.0
         steps = _thinned(steps)
-        otherwise = promise.skew * _modelled(steps, promise.before)
-        gain = 1.0 - _measured(steps) / otherwise if otherwise else 0.0
+        otherwise = promise.skew * self._modelled(steps, promise.before)
+        gain = 1.0 - self._measured(steps) / otherwise if otherwise else 0.0
         self.predicted, self.realised = promise.gain, gain
         short = promise.gain - gain - self._tolerance
         if gain >= self._share * promise.gain or short <= 0:
@@ -100,6 +102,21 @@ class Gains:
         now = _heat(steps, after)
         return sum(_shifted(on, promise.heat, now) for on in (promise.before, after))
 
+    def _measured(self, steps: Sequence[Step]) -> float:
+        """What a synchronous engine waited for: the hottest rank's load, over layers and steps."""
+        speed = self.speed[:, None]
+        return float(sum((step.load / speed).max(axis=0).sum() for step in steps))
+
+    def _modelled(self, steps: Sequence[Step], placement: Placement) -> float:
+        """The same, if `placement` had served them and every expert were split as that says."""
+        if not steps:
+            return 0.0
+        return slowest_load(placement, np.stack([step.heat for step in steps]), self.speed)
+
+    def _skew(self, steps: Sequence[Step], placement: Placement) -> float:
+        modelled = self._modelled(steps, placement)
+        return self._measured(steps) / modelled if modelled else 1.0
+
     def forget(self) -> None:
         """Nobody will be held to the newest promise."""
         self._open = None
@@ -112,16 +129,6 @@ class Gains:
 def _thinned(steps: Sequence[Step]) -> list[Step]:
     stride = -(-len(steps) // LOOKED_AT)
     return list(steps[:: max(1, stride)])
-
-
-def _measured(steps: Sequence[Step]) -> float:
-    """What a synchronous engine waited for: the hottest rank's tokens, over layers and steps."""
-    return float(sum(int(step.load.max(axis=0).sum(dtype=np.int64)) for step in steps))
-
-
-def _modelled(steps: Sequence[Step], placement: Placement) -> float:
-    """The same, if `placement` had served them and every expert were split as that says."""
-    return slowest_load(placement, np.stack([step.heat for step in steps])) if steps else 0.0
 
 
 def _heat(steps: Sequence[Step], placement: Placement) -> NDArray[np.int64]:
@@ -140,8 +147,3 @@ def _relative(load: NDArray[np.float64]) -> NDArray[np.float64]:
     """Loads `[layers, ranks]`; 1.0 is the mean of a layer, as it is where there is no load."""
     mean = load.mean(axis=1, keepdims=True)
     return np.where(mean > 0, load / np.where(mean > 0, mean, 1.0), 1.0)
-
-
-def _skew(steps: Sequence[Step], placement: Placement) -> float:
-    modelled = _modelled(steps, placement)
-    return _measured(steps) / modelled if modelled else 1.0

@@ -28,6 +28,8 @@ class BalanceSettings:
     max_moves: int = 0
     pause_s: float = 1.0
     opening: str = "stored"
+    rank_speed: tuple[str, ...] = ()
+    measure_speed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,9 @@ class Shadow:
     def scored(self, group: str, look: Look, fresh: Sequence[Step]) -> ShadowScored:
         """Hold its placement against steps that came after the window it was shown."""
         chosen = fresh[:: -(-len(fresh) // SCORED_STEPS)]
-        own = Score.of(rank_load(self.placement, np.stack([step.heat for step in chosen])))
-        active = Score.of(np.stack([step.load.T for step in chosen]))
+        speed = np.array(self.cycle.topology.speed)
+        own = Score.of(rank_load(self.placement, np.stack([step.heat for step in chosen])) / speed)
+        active = Score.of(np.stack([step.load.T for step in chosen]) / speed)
         tally = self.cycle.tally
         return ShadowScored(
             group=group,
@@ -162,7 +163,7 @@ class Shadows:
         *,
         weighted: bool = False,
     ) -> None:
-        self._topology, self._layers, self._experts = topology, layers, experts
+        self.topology, self._layers, self._experts = topology, layers, experts
         self._weighted = weighted
         self.settings = settings
         self.members: dict[str, Shadow] = {}
@@ -191,7 +192,7 @@ class Shadows:
 
     def _begun(self, name: str, current: Placement) -> Shadow:
         cycle = Cycle(
-            self._rules, self._topology, self._layers, self._experts, weighted=self._weighted
+            self._rules, self.topology, self._layers, self._experts, weighted=self._weighted
         )
         return Shadow(name, cycle, current)
 

@@ -1,4 +1,4 @@
-"""What ranks say of times, to whom it concerns: the pace of transfers, and what links carry.
+"""What ranks say of times, to whom it concerns: pace of transfers, links, speed of the ranks.
 
 Owns which figures belong to the epoch under way. Must not know what is made of them.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from eplbd.core import messages as m
 from eplbd.core.bubble import Pacer
 from eplbd.core.links import Links
+from eplbd.core.speed import Speeds
 
 if TYPE_CHECKING:
     from eplbd.core.group import Group
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Timing:
-    """The pacer and the links of one group."""
+    """The pacer, the links and the speeds of one group."""
 
     def __init__(self, group: Group, settings: Settings) -> None:
         self._group = group
         self.links = Links()
+        self.speeds = Speeds(group.shape.ranks)
         self.pacer = Pacer(
             expert_bytes=max(1, group.shape.expert_bytes),
             links=self.links,
@@ -45,6 +47,7 @@ class Timing:
         match message:
             case m.Pulse(forward_s=plain, staging_forward_s=staging, gap_s=gap_s):
                 self.pacer.observe(forward_s=plain, staging_forward_s=staging, gap_s=gap_s)
+                self.speeds.observe(rank, plain)
             case m.Staged(term, epoch, stage_s=stage_s, transfer_s=transfer_s):
                 leader = self._group.leader
                 if leader is not None and (leader.term, leader.epoch) == (term, epoch):

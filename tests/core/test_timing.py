@@ -1,0 +1,52 @@
+"""Timing: figures reach who needs them, and none of an epoch that is over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from eplbd.core import messages as m
+from eplbd.core.balancer import Balancer
+from eplbd.core.settings import TransferSettings
+from eplbd.core.topology import Link
+from eplbd.errors import RemoteProtocolError
+from tests.sim.world import QUICK, World
+
+
+def balancer(world: World) -> Balancer:
+    world.settle()
+    assert world.node is not None
+    return world.node.balancers["sim"]
+
+
+def test_a_pulse_reaches_pace_and_speeds() -> None:
+    timing = balancer(World()).timing
+    timing.heard(0, m.Pulse(1, forward_s=0.02, gap_s=0.01))
+    assert timing.pacer.forward_s == pytest.approx(0.02)
+    assert timing.pacer.bubble_s == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), 1e9])
+def test_what_is_no_duration_is_refused(seconds: float) -> None:
+    timing = balancer(World()).timing
+    with pytest.raises(RemoteProtocolError, match="gap_s"):
+        timing.heard(0, m.Pulse(1, gap_s=seconds))
+
+
+def test_an_epoch_that_is_over_teaches_nothing() -> None:
+    found = balancer(World())
+    assert found.group.leader is None or found.group.leader.epoch < 99
+    found.timing.heard(0, m.Staged(found.group.term, 99, transfer_s=5.0, bytes_received=10))
+    assert found.pacer.used == 0.0
+
+
+def test_configured_links_pace_the_next_epoch_and_a_reload_changes_them() -> None:
+    settings = replace(QUICK, transfer=TransferSettings(network_bytes_per_s=1000.0))
+    timing = balancer(World(settings=settings)).timing
+    timing.links.spans = True
+    timing.heard(0, m.Pulse(1, forward_s=1.0))
+    assert timing.links.bytes_per_s(Link.NETWORK) == 1000.0
+    assert timing.pacer.current.crossings is not None
+    timing.reconfigure(QUICK)
+    assert timing.pacer.current.crossings is None
