@@ -186,6 +186,36 @@ def draw_change(axes: Axes, before: Placement, after: Placement) -> None:
     _bar(axes, image, "moves", _whole(most))
 
 
+def draw_growth(axes: Sequence[Axes], rows: Sequence[Mapping[str, object]]) -> None:
+    """What a group's control plane costs by its number of ranks; rows of `simulate --cluster`."""
+    for axis, (title, unit, lines) in zip(axes, _GROWTH, strict=True):
+        for colour, (label, key, factor) in zip(COLOURS, lines, strict=False):
+            known = [row for row in rows if row[key] is not None]
+            at = [float(str(row["ranks"])) for row in known]
+            values = [factor * float(str(row[key])) for row in known]
+            axis.plot(at, values, "o-", color=colour, label=label, markersize=3)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set(title=title, xlabel="ranks", ylabel=unit)
+        axis.legend(loc="upper left")
+
+
+_GROWTH: tuple[tuple[str, str, tuple[tuple[str, str, float], ...]], ...] = (
+    (
+        "Processor time",
+        "cores",
+        (("leader", "leader_core", 1.0), ("a relay, mean", "relay_core_mean", 1.0)),
+    ),
+    ("Longest turn of the leader", "ms", (("leader", "leader_longest_turn_ms", 1.0),)),
+    ("Memory of the leader's core", "MB", (("leader", "leader_bytes", 1e-6),)),
+    (
+        "Between nodes, per rank",
+        "kB/s",
+        (("up", "up_bytes_per_rank_s", 1e-3), ("down", "down_bytes_per_rank_s", 1e-3)),
+    ),
+)
+
+
 def most_relative(placements: Sequence[Placement], total: NDArray[np.integer]) -> float:
     """The hottest rank of any layer over its mean, for a scale that several plots share."""
     found = [1.1]

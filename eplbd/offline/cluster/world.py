@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
+from eplbd.core import cluster as c
 from eplbd.core import events as e
 from eplbd.core.agent_events import Heard
 from eplbd.core.group import Phase
 from eplbd.core.placement import Placement
 from eplbd.core.settings import Settings
 from eplbd.offline.cluster.counters import Counters
-from eplbd.offline.cluster.daemon import Daemon, Frames, Ways
+from eplbd.offline.cluster.daemon import Daemon, Frames, Letter, Ways
 from eplbd.offline.cluster.engine import Engine, Pace
 from eplbd.offline.cluster.laws import BrokenLawError, demand
 from eplbd.offline.cluster.loop import Loop
@@ -25,6 +26,7 @@ from eplbd.offline.cluster.nudge import Nudge
 from eplbd.offline.cluster.rank import Member, Rank
 from eplbd.offline.cluster.traffic import Traffic
 from eplbd.offline.guests import Guest
+from eplbd.runtime.bundles import Way
 from eplbd.wire.messages import AGENT, LEADER
 
 GROUP = "simulated"
@@ -73,13 +75,13 @@ class Plan:
 
 
 class World:
-    """One run. seen: takes every effect of every daemon, with its host."""
+    """One run. seen: takes every effect of every daemon, with its host and the newest forward."""
 
     def __init__(
         self,
         plan: Plan,
         policy: Guest | None = None,
-        seen: Callable[[int, e.Effect], None] | None = None,
+        seen: Callable[[int, int, e.Effect], None] | None = None,
     ) -> None:
         self.plan, self._watch = plan, seen
         self.policy = policy or Guest(Nudge.name, Nudge)
@@ -93,7 +95,10 @@ class World:
         self._sent = [0] * plan.ranks
         self._clocks = [self._clock() for _ in range(plan.hosts)]
         self._kept: dict[str, e.Persist] = {}
-        self.daemons = [self._daemon(host) for host in range(1)]
+        self.daemons = [self._daemon(host) for host in range(plan.hosts)]
+        self._host_of = {d.address.key.encode(): host for host, d in enumerate(self.daemons)}
+        for daemon in self.daemons:
+            daemon.start({})
         assignments = plan.ranks * plan.tokens * TOPK
         self.engine = Engine(
             self.loop,
@@ -120,12 +125,11 @@ class World:
         return lambda now: offset + rate * now
 
     def _daemon(self, host: int) -> Daemon:
-        ways = Ways(self._to_rank, partial(self._seen, host))
-        clock = self._clocks[host]
+        address = c.Address(f"tcp://node{host}:7780", f"{host:040}")
+        ways = Ways(self._to_rank, partial(self._to_node, host), partial(self._seen, host))
+        settings, clock = self.plan.settings, self._clocks[host]
         busy = self.plan.busy and host == 0
-        daemon = Daemon(self.loop, self.plan.settings, ways, clock, busy=busy)
-        daemon.start({})
-        return daemon
+        return Daemon(self.loop, settings, address, ways, clock, busy=busy)
 
     def host(self, rank: int) -> int:
         """Where a rank is."""
@@ -145,16 +149,28 @@ class World:
 
     def _speak(self, rank: Rank) -> None:
         """Send what a rank has to say to its daemon."""
-        number, home = rank.rank, 0
+        number, host = rank.rank, self.host(rank.rank)
         while rank.outbox:
             self._sent[number] += 1
             frames = AGENT.encode(rank.outbox.popleft(), self._sent[number])
-            arrive = partial(self.daemons[home].arrived, self._peers[number], frames)
-            self.network.send(self.host(number), home, arrive)
+            letter = Letter(self._peers[number], [bytes(frame) for frame in frames])
+            self.network.send(host, host, partial(self.daemons[host].arrived, letter))
 
     def _to_rank(self, peer: bytes, frames: Frames) -> None:
         rank = self._by_peer[peer]
-        self.network.send(0, self.host(rank.rank), partial(self._hear, rank, frames))
+        host = self.host(rank.rank)
+        self.network.send(host, host, partial(self._hear, rank, frames))
+
+    def _to_node(self, host: int, way: Way, key: bytes, frames: Frames) -> bool:
+        """Send a bundle; false if nobody listens there."""
+        sender, target = self.daemons[host].address, self._host_of[key]
+        if self.daemons[target].node is None:
+            return False
+        leader = sender if way is Way.DOWN else None
+        copied = [bytes(frame) for frame in frames]
+        letter = Letter(sender.key.encode(), copied, leader, local=False)
+        self.network.send(host, target, partial(self.daemons[target].arrived, letter))
+        return True
 
     def _hear(self, rank: Rank, frames: Frames) -> None:
         _, message = LEADER.decode(frames)
@@ -172,7 +188,7 @@ class World:
             case _:
                 pass
         if self._watch is not None:
-            self._watch(host, effect)
+            self._watch(host, self.engine.forward, effect)
 
     def _ask(self, host: int, ask: e.AskPolicy) -> None:
         answer = self.policy.ask(ask.heat, ask.topology, ask.current, ask.budget)
