@@ -57,12 +57,14 @@ def serve(read: Callable[[], Loaded]) -> None:
 def check(loaded: Loaded) -> None:
     """Print the configuration in force and start its policies once. Status 1 if something is wrong.
 
-    That is the policy in charge and every shadow; a map of mode static is read as well.
+    That is the policy in charge and every shadow; a map of mode static is read as well, and with
+    cluster.listen this node's keys, and those that it trusts.
     """
     import anyio
 
     from eplbd.config import shown
     from eplbd.runtime.fixedmap import load_map
+    from eplbd.runtime.identity import described, identity
     from eplbd.runtime.policydesk import start_once
 
     _table([(path, shown(value), origin) for path, value, origin in loaded.rows()])
@@ -71,6 +73,9 @@ def check(loaded: Loaded) -> None:
     if fixed is not None:
         shape = " x ".join(map(str, fixed.slots.shape))
         click.echo(f"map of {shape} slots, {fixed.experts} experts, digest {fixed.digest} is ready")
+    known = identity(loaded.config, os.environ)
+    for line in described(known) if known is not None else ():
+        click.echo(line)
     for seat, ready in anyio.run(start_once, loaded).items():
         role = "shadow" if seat else "policy"
         click.echo(f"{role} {ready.policy} of {ready.distribution} {ready.version} is ready")

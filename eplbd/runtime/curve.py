@@ -9,14 +9,17 @@ The figures, and why:
   that finds no room is dropped and counted, and what it said is said again by whoever said it.
 - A handshake takes two round trips. Whoever needs more than three seconds for it holds one of our
   file descriptors for nothing.
-- Link heartbeats find a dead host or a network that is cut; a connection attempt is given up as
-  early, since the system's own would wait for minutes and longer after each failure.
+- The kernel finds a dead host or a network that is cut: what nobody acknowledges ends a connection
+  as early as our own signs of life do, and so do unanswered probes of one that is idle. Not ZMTP's
+  heartbeats, which may abort the process (see `link`). An attempt to connect is given up as early,
+  since the system's own would wait for minutes, and longer after each failure.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import zmq
 import zmq.asyncio
@@ -25,8 +28,8 @@ from zmq.utils.monitor import parse_monitor_message
 from eplbd.runtime.keys import KeyPair
 
 HIGH_WATER = 32
-HEARTBEAT_MS = 1_000
-SILENCE_MS = 3_000
+SILENCE_S = 3
+PROBE_S = 1
 BATCH = 64
 """Messages taken per turn, as at the workers' door."""
 
@@ -48,11 +51,12 @@ def curve_socket(
         made.setsockopt(zmq.RCVHWM, HIGH_WATER)
         made.setsockopt(zmq.SNDHWM, HIGH_WATER)
         made.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        made.setsockopt(zmq.HANDSHAKE_IVL, SILENCE_MS)
-        made.setsockopt(zmq.CONNECT_TIMEOUT, SILENCE_MS)
-        made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
-        made.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
+        for patience in (zmq.HANDSHAKE_IVL, zmq.CONNECT_TIMEOUT, zmq.TCP_MAXRT):
+            made.setsockopt(patience, SILENCE_S * 1_000)
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, PROBE_S)
+        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, PROBE_S)
+        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, SILENCE_S // PROBE_S)
         made.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
         yield made
@@ -79,3 +83,11 @@ def monitored(socket: zmq.asyncio.Socket, events: int) -> Iterator[Monitor]:
     finally:
         socket.disable_monitor()
         pair.close(linger=0)
+
+
+NodeContext: TypeAlias = zmq.asyncio.Context
+
+
+def node_context() -> NodeContext:
+    """A context for the sockets between nodes alone, so that no flood of theirs delays a worker."""
+    return zmq.asyncio.Context(io_threads=1)

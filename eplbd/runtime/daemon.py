@@ -23,6 +23,7 @@ from eplbd.config import Config, Loaded
 from eplbd.config import Daemon as DaemonSettings
 from eplbd.core import commands as c
 from eplbd.core import events as e
+from eplbd.core.cluster import HangUp, Nod, Up
 from eplbd.core.messages import FromLeader
 from eplbd.core.node import Node, Statistics
 from eplbd.core.overview import overview
@@ -33,7 +34,9 @@ from eplbd.errors import (
     PolicyError,
     RemoteProtocolError,
 )
+from eplbd.runtime.cluster import Cluster, ClusterStatistics, open_cluster
 from eplbd.runtime.control import Control, Seams, open_control
+from eplbd.runtime.identity import identity
 from eplbd.runtime.keeper import Keeper
 from eplbd.runtime.link import Link, LinkStatistics, Packet, Sent, open_link
 from eplbd.runtime.log import Log, LogStatistics, open_log
@@ -68,6 +71,7 @@ class DaemonStatistics:
 
     node: Statistics
     link: LinkStatistics
+    cluster: ClusterStatistics
     log: LogStatistics
     recorder: RecorderStatistics
     stream: StreamStatistics
@@ -91,8 +95,11 @@ class Daemon:
         self._log = log
         self._reloading = Reloading(loaded, read_again, log, self._take, self._say)
         self._manager = Manager(environment)
-        self._node = Node(settings_of(loaded.config, self._reloading.fixed))
+        self._known = identity(loaded.config, environment)
+        address = self._known.address if self._known is not None else None
+        self._node = Node(settings_of(loaded.config, self._reloading.fixed), address)
         self._link: Link
+        self._cluster: Cluster
         self._stream: Stream
         self._control: Control
         self._recorder: Recorder
@@ -124,6 +131,7 @@ class Daemon:
                 mode=int(daemon.socket_mode, 8),
                 max_message_bytes=self._config.session.max_message_bytes,
             ) as self._link,
+            open_cluster(self._known, self._max_bytes, self._say) as self._cluster,
             open_stream(self._config, lambda: overview(self._node)) as self._stream,
             open_control(self._config) as self._control,
             open_recorder(self._config.record, self._log.logger) as self._recorder,
@@ -154,13 +162,14 @@ class Daemon:
         return DaemonStatistics(
             node=self._node.statistics(),
             link=self._link.statistics(),
+            cluster=self._cluster.statistics(),
             log=self._log.statistics(),
             recorder=self._recorder.statistics(),
             stream=self._stream.statistics(),
             steps=self._steps,
             slowest_step_s=self._slowest_step_s,
             slowest_event=self._slowest_event,
-            reload_failed=self._reloading.failed,
+            reload_failed=self._reloading.failed or self._cluster.failed,
         )
 
     @property
@@ -191,10 +200,12 @@ class Daemon:
             tasks.start_soon(task)
         tasks.start_soon(self._reload_when_asked, tasks)
         tasks.start_soon(self._control.run, self._seams())
+        tasks.start_soon(self._cluster.run, self._take)
         self.ready = True
         self._manager.tell(READY=1, STATUS="serving, no worker yet")
+        told = {} if self._known is None else {"cluster": self._known.address.endpoint}
         self._log.logger.info(
-            "serving", socket=self._config.daemon.socket, metrics=self._metrics.url
+            "serving", socket=self._config.daemon.socket, metrics=self._metrics.url, **told
         )
 
     async def _stop(self, tasks: TaskGroup) -> None:
@@ -264,6 +275,8 @@ class Daemon:
             self._measure(event, time.perf_counter() - started)
             for effect in effects:
                 self._perform(effect, pending)
+            if not pending:
+                pending.extend(self._cluster.flush())
 
     def _measure(self, event: e.Event, step_s: float) -> None:
         self._steps += 1
@@ -283,6 +296,8 @@ class Daemon:
                 if self._send(peer, message) is Sent.UNREACHABLE:
                     self._seqs.pop(peer, None)
                     pending.append(e.Unreachable(peer))
+            case e.Send() | Nod() | Up() | HangUp():
+                self._cluster.take(effect)
             case e.AskPolicy():
                 self._desk.ask(effect)
             case e.Persist() | e.RememberFault():
@@ -335,6 +350,7 @@ class Daemon:
             try:
                 with self._manager.asked_to_wait(tasks):
                     await self._reloading.reload(self._desk)
+                    await self._cluster.reload(self._config.cluster.trust_dir)
             finally:
                 self._manager.tell(READY=1)
 

@@ -101,10 +101,10 @@ class Door:
 
     def send(self, key: bytes, frames: Sequence[bytes | memoryview]) -> Sent:
         """Queue frames for a relay, or say why not; never waits."""
-        if self._renew.is_set() or self._router is None:
+        if key in self.trust and (self._renew.is_set() or self._router is None):
             return Sent.DROPPED  # it will be back in a moment
         route = self._routes.get(key)
-        if route is None:
+        if route is None or self._router is None:
             return Sent.UNREACHABLE
         sending = self._router.send_multipart([route, *frames], flags=zmq.NOBLOCK)
         match cast("asyncio.Future[None]", sending).exception():

@@ -15,6 +15,7 @@ from eplbd.core.placement import Placement
 from eplbd.core.settings import (
     AlarmSettings,
     BalanceSettings,
+    ClusterSettings,
     EpochSettings,
     PolicySettings,
     RecordSettings,
@@ -25,6 +26,9 @@ from eplbd.core.settings import (
 
 FIXED = frozenset(
     {
+        "cluster.advertise",
+        "cluster.key_file",
+        "cluster.listen",
         "control.socket",
         "control.socket_mode",
         "daemon.socket",
@@ -59,6 +63,7 @@ def settings_of(config: Config, fixed: Placement | None = None) -> Settings:
         epoch=_section(EpochSettings, config.epoch),
         transfer=_section(TransferSettings, config.transfer),
         session=_section(SessionSettings, config.session),
+        cluster=_section(ClusterSettings, config.cluster),
         policy=_section(PolicySettings, config.policy),
         record=_section(RecordSettings, config.record),
         alarms=_section(AlarmSettings, config.alarms),

@@ -157,10 +157,10 @@ async def test_without_an_authority_nobody_is_let_in(monkeypatch: pytest.MonkeyP
 
 async def test_an_address_that_is_taken_or_not_ours_is_refused() -> None:
     async with opened(trusting()) as leader:
-        with zmq.asyncio.Context() as context:
-            for endpoint in (leader.endpoint, "tcp://192.0.2.1:9477"):
-                with (
-                    pytest.raises(ConfigError, match=r"cluster\.listen: cannot bind tcp://"),
-                    open_door(context, endpoint, new_pair(), MIB, lambda *_: None),
-                ):
-                    pass
+        for endpoint in (leader.endpoint, "tcp://192.0.2.1:9477"):
+            with (
+                zmq.asyncio.Context() as context,
+                pytest.raises(ConfigError, match=r"cluster\.listen: cannot bind tcp://"),
+                open_door(context, endpoint, new_pair(), MIB, lambda *_: None),
+            ):
+                pass
