@@ -202,6 +202,10 @@ class Ledger:
         steps, self._recorded = tuple(self._recorded), []
         return steps
 
+    def under(self, epoch: int, phase: str = "all") -> int:
+        """How many steps `loads` would have."""
+        return sum(step.epoch == epoch for step in self._windows[phase])
+
     def loads(self, epoch: int, phase: str = "all") -> NDArray[np.int64]:
         """`[steps, layers, ranks]` int64 tokens that ranks processed in steps run under `epoch`.
 
