@@ -55,8 +55,6 @@ QUICK: dict[str, object] = {
     "epoch__resend_s": 0.1,
     "transfer__inflation_ceiling": 100.0,
     "session__heartbeat_s": 0.1,
-    # Any gain counts here, so chance alone would break a promise in two.
-    "alarms__losing_cycles": 0,
 }
 """Everything soon, and every gain worth a move: an epoch or two in each second."""
 

@@ -30,7 +30,7 @@ LIVES, LIFE_S = (30, 20.0) if NIGHTLY else (3, 4.0)
 """Of the daemon that comes and goes: ten minutes, or under one with all that starts and ends."""
 PACE = 2_400.0
 """Forwards per second; 8 hours at 50 are 10 minutes at this."""
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 FLAT = 1.05
 POOL = 2
 """Threads, and files, that come and go with work: writes to the disk have a pool."""
@@ -44,8 +44,6 @@ HURRY: dict[str, object] = {
     "balance__horizon_s": 12.0,
     "epoch__margin_forwards": 768,
     "epoch__guard_forwards": 192,
-    # Traffic that shifts in the middle of each rebalance makes any policy look bad.
-    "alarms__losing_cycles": 0,
     "record__enabled": True,
     "record__max_bytes": RECORD_BYTES,
 }
