@@ -27,6 +27,7 @@ PACKAGES = ("eplbd", "eplbd-vllm", "eplbd-policies", "vllm", "vllm-ascend", "tor
 UNVERIFIED = (
     "a forward of the engine's own kernels beside a transfer, and what it costs in latency",
     "captured graphs that go on reading maps and weights after a commit",
+    "device time of a step's heat, and of a replica's choice",
     "HCCL or NCCL between machines",
 )
 """What no check can tell without a model under load; see the README's section for the device."""
