@@ -114,8 +114,8 @@ class Alarms:
         reason = self._no_worker(node, settings, now)
         if reason:
             yield AlarmName.NO_WORKER, "", reason
-        if node.breaker.suspended:
-            yield AlarmName.POLICY_SUSPENDED, "", node.suspended_for
+        if node.questions.breaker.suspended:
+            yield AlarmName.POLICY_SUSPENDED, "", node.questions.suspended_for
         lives = {(name, b.group.incarnation): b for name, b in node.balancers.items()}
         self._watches = {
             life: self._watches.get(life) or _Watch(now, now, now, now) for life in lives

@@ -1,8 +1,8 @@
 """The daemon's core: every group on this node, behind one method.
 
 `step(event) -> effects` is all that a shell may touch. Owns which peer belongs to which group,
-which answer belongs to which request, when a policy is suspended, and how the daemon ends. Knows no
-clock, socket, file, thread or log.
+which groups are led here and which are relayed, and how the daemon ends. Knows no clock, socket,
+file, thread or log.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eplbd.core import beside
 from eplbd.core import messages as m
 from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
-from eplbd.core.breaker import Breaker
 from eplbd.core.cluster import shown
 from eplbd.core.commands import Commanded, OrdersRestored
 from eplbd.core.errand import take_orders
@@ -29,7 +27,6 @@ from eplbd.core.events import (
     PolicyFailed,
     Received,
     Reconfigured,
-    RememberFault,
     Restored,
     Send,
     Stop,
@@ -38,6 +35,7 @@ from eplbd.core.events import (
     Unreachable,
 )
 from eplbd.core.obedience import obey, orders_of
+from eplbd.core.questions import Questions
 from eplbd.core.session import refuse_hello
 from eplbd.core.totals import COUNTED, Totals
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from eplbd.core.cluster import Address, Peer
     from eplbd.core.orders import Orders
     from eplbd.core.settings import Settings
-
-SUSPENDED = "policy suspended, hold takes over"
 
 GROUPS_MAX = 64
 """More EP groups than this on one node are a mistake or an attack."""
@@ -88,18 +84,9 @@ class Node:
         self.stored: dict[str, Restored] = {}
         self.orders: dict[str, Orders] = {}
         """By group; those of "" hold for every group."""
-        self.requests: dict[int, str] = {}
-        self.request = 0
-        self.breaker = Breaker(settings.policy.failures_until_suspended)
-        self.suspended_for = ""
-        """Why the policy is suspended; the newest reason once it is not any more."""
+        self.questions = Questions(settings)
         self.alarms = Alarms()
-        self.shadow_requests: dict[int, tuple[str, str]] = {}
-        """Group and policy of every question to a shadow."""
-        self.shadow_breakers = self._new_breakers(settings)
         self.counts: Counter[str] = Counter()
-        self.results: Counter[tuple[str, str]] = Counter()
-        """What came of questions, by policy and outcome: ok, or that of `PolicyFailed`."""
         self.totals: dict[str, Totals] = {}
         """By group, over all its lives."""
         self.complained: set[Peer] = set()
@@ -119,10 +106,8 @@ class Node:
                 self._complain(peer, "message refused", reason)
             case Unreachable(peer):
                 self._unreachable(peer)
-            case PolicyAnswered():
-                self._answered(event)
-            case PolicyFailed():
-                self._failed(event)
+            case PolicyAnswered() | PolicyFailed():
+                self._took(event)
             case PersistFailed(group, reason):
                 self.counts["not stored"] += 1
                 self._note("error", "placement not stored", group=group, reason=reason)
@@ -211,111 +196,15 @@ class Node:
 
     # --- policies -------------------------------------------------------------------------------
 
-    def _ask(self, balancer: Balancer) -> None:
-        if self.stopping or self.breaker.suspended or self.requests:
-            return
-        if balancer.wants_policy(self.settings.policy.name, self.request + 1):
-            self.request += 1
-            self.requests[self.request] = balancer.group.name
-
-    def _asked_by(self, request: int) -> Balancer | None:
-        name = self.requests.pop(request, None)
-        return self.balancers.get(name) if name is not None else None
-
-    def _answered(self, event: PolicyAnswered) -> None:
-        if event.request in self.shadow_requests:
-            self._shadow_answered(event)
-            return
-        balancer = self._asked_by(event.request)
-        if balancer is None:
-            return
-        if balancer.proposed(event):
-            self.breaker.succeeded()
-            self.results[self.settings.policy.name, "ok"] += 1
-        else:
-            self._policy_at_fault("invalid", balancer.cycle.tally.reason if balancer.cycle else "")
-        self._drain(balancer)
-
-    def _failed(self, event: PolicyFailed) -> None:
-        if event.request in self.shadow_requests:
-            self._shadow_failed(event)
-            return
-        balancer = self._asked_by(event.request)
-        self._policy_at_fault(event.outcome, event.detail)
+    def _took(self, event: PolicyAnswered | PolicyFailed) -> None:
+        balancer = self.questions.took(event, self.balancers)
+        self.out += self.questions.drain()
         if balancer is not None:
-            balancer.refused(f"policy {event.outcome}", "failed", event.duration_s)
             self._drain(balancer)
-
-    def _policy_at_fault(self, outcome: str, detail: str) -> None:
-        name = self.settings.policy.name
-        self.results[name, outcome] += 1
-        self._note("warning", "policy failed", policy=name, outcome=outcome, detail=detail)
-        self.out.append(RememberFault(name, outcome, detail))
-        if self.breaker.failed():
-            failures = self.settings.policy.failures_until_suspended
-            self.suspended_for = f"{name}: {failures} failures in a row, the last: {outcome}"
-            self._note("error", SUSPENDED, policy=name, failures=failures)
-
-    def _hold_to_promises(self, balancer: Balancer) -> None:
-        """Suspend a policy whose moves do not bring what they were made for."""
-        limit, gains = self.settings.alarms.losing_cycles, balancer.gains
-        if not limit or gains.broken < limit or not self.breaker.trip():
-            return
-        name = self.settings.policy.name
-        self.suspended_for = (
-            f"{name}: {gains.broken} rebalances of group {balancer.group.name} in a row fell short "
-            f"of their gain, the last with {gains.realised:.4f} of {gains.predicted:.4f}"
-        )
-        self._note("error", SUSPENDED, policy=name, reason=self.suspended_for)
-        self.out.append(RememberFault(name, "gain", self.suspended_for))
 
     def trust(self) -> None:
         """Forget what the policy did wrong: it may be asked again."""
-        self.breaker = Breaker(self.settings.policy.failures_until_suspended)
-        for balancer in self.balancers.values():
-            balancer.gains.forgive()
-
-    # --- shadows --------------------------------------------------------------------------------
-
-    @staticmethod
-    def _new_breakers(settings: Settings) -> dict[str, Breaker]:
-        limit = settings.policy.failures_until_suspended
-        return {name: Breaker(limit) for name in settings.policy.shadow}
-
-    def _ask_shadow(self, balancer: Balancer) -> None:
-        if self.stopping:
-            return
-        name = beside.ask(balancer, self.request + 1)
-        if name:
-            self.request += 1
-            self.shadow_requests[self.request] = (balancer.group.name, name)
-
-    def _shadow_answered(self, event: PolicyAnswered) -> None:
-        group, name = self.shadow_requests.pop(event.request)
-        balancer = self.balancers[group]
-        fault = ""
-        if balancer.shadows is not None:
-            fault = balancer.shadows.answered(name, event, balancer.pacer.round_cost_s)
-        if fault:
-            self._shadow_at_fault(name, "invalid", fault)
-        elif name in self.shadow_breakers:
-            self.shadow_breakers[name].succeeded()
-            self.results[name, "ok"] += 1
-
-    def _shadow_failed(self, event: PolicyFailed) -> None:
-        group, name = self.shadow_requests.pop(event.request)
-        balancer = self.balancers[group]
-        if balancer.shadows is not None:
-            balancer.shadows.failed(name, event.request, f"policy {event.outcome}")
-        self._shadow_at_fault(name, event.outcome, event.detail)
-
-    def _shadow_at_fault(self, name: str, outcome: str, detail: str) -> None:
-        self.results[name, outcome] += 1
-        self._note("warning", "shadow failed", policy=name, outcome=outcome, detail=detail)
-        self.out.append(RememberFault(name, outcome, detail))
-        breaker = self.shadow_breakers.get(name)
-        if breaker is not None and breaker.failed():
-            self._note("error", "shadow suspended", policy=name, failures=breaker.limit)
+        self.questions.trust(self.balancers.values())
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -323,13 +212,13 @@ class Node:
         if now < self.now:
             raise LocalProtocolError(f"time went back from {self.now} to {now}")
         self.now = now
-        watched = [name for name, held in self.shadow_breakers.items() if not held.suspended]
         for balancer in self.balancers.values():
             balancer.tick(now)
-            beside.watch(balancer, watched)
-            self._ask(balancer)
-            self._ask_shadow(balancer)
-            self._hold_to_promises(balancer)
+            self.questions.watch(balancer)
+            if not self.stopping:
+                self.questions.ask(balancer)
+            self.questions.hold_to_promises(balancer)
+            self.out += self.questions.drain()
             self._drain(balancer)
         self.out.extend(self.alarms.look(self, now))
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):
@@ -343,11 +232,9 @@ class Node:
             self._drain(balancer)
 
     def _reconfigured(self, settings: Settings, *, policies: bool) -> None:
-        changed = policies or settings.policy != self.settings.policy
+        anew = policies or settings.policy != self.settings.policy
         self.settings = settings
-        if changed:
-            self.trust()
-            self.shadow_breakers = self._new_breakers(settings)
+        self.questions.reconfigure(settings, self.balancers.values(), anew=anew)
         for balancer in self.balancers.values():
             balancer.reconfigure(settings)
 
@@ -384,9 +271,11 @@ class Node:
             gaps=sum(s.gaps for s in sessions),
             repeats=sum(s.repeats for s in sessions),
             not_stored=self.counts["not stored"],
-            suspended=self.breaker.suspended,
+            suspended=self.questions.breaker.suspended,
             shadows_suspended=tuple(
-                name for name, breaker in self.shadow_breakers.items() if breaker.suspended
+                name
+                for name, breaker in self.questions.shadow_breakers.items()
+                if breaker.suspended
             ),
         )
 

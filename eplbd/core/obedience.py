@@ -174,7 +174,7 @@ class _Command:
         held = [
             name for name in ([group] if group else [*self.node.orders]) if self._own(name).hold
         ]
-        suspended, policy = self.node.breaker.suspended, self.node.settings.policy.name
+        suspended, policy = self.node.questions.breaker.suspended, self.node.settings.policy.name
         if not held and not suspended:
             self._explain_rest()
             raise ConfigError("nothing is paused or frozen by order, and the policy is asked")
@@ -207,10 +207,10 @@ class _Command:
             )
         if balance.mode not in ASKING_MODES:
             raise ConfigError(f"balance.mode is {balance.mode}: no policy is asked in it")
-        if self.node.breaker.suspended:
+        if self.node.questions.breaker.suspended:
             raise ConfigError(
-                f"policy {policy} is suspended ({self.node.suspended_for}); promote another, or "
-                "resume to let it try again"
+                f"policy {policy} is suspended ({self.node.questions.suspended_for}); promote "
+                "another, or resume to let it try again"
             )
         least = max(balance.min_steps, 2)
         steps = len(balancer.ledger.since(-1, balance.phase))

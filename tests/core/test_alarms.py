@@ -286,7 +286,7 @@ def test_moves_whose_reason_went_away_do_not() -> None:
     world = Fading(seed=3, settings=fickle().settings)
     world.until(lambda: len(world.applied()) >= 5)
     assert all(e.gain_realised < 0.5 * e.gain_predicted for e in world.applied())
-    assert not world.here.breaker.suspended
+    assert not world.here.questions.breaker.suspended
 
 
 def test_moves_that_bring_what_they_promise_do_not() -> None:
@@ -298,4 +298,4 @@ def test_moves_that_bring_what_they_promise_do_not() -> None:
         world.until(lambda turns=turns: len(world.judged()) >= turns)  # type: ignore[misc]
     assert all(e.gain_realised > 0.5 * e.gain_predicted > 0.0 for e in world.judged())
     assert not world.active()
-    assert not world.here.breaker.suspended
+    assert not world.here.questions.breaker.suspended

@@ -51,7 +51,7 @@ def test_a_shadow_that_is_not_watched_any_more_is_not_asked() -> None:
     world = led(settings=WATCHED)
     world.until(lambda: bool(asks(world, 0)[1]))
     assert world.node is not None
-    world.node.shadow_breakers.clear()
+    world.node.questions.shadow_breakers.clear()
     world.run(50)
     mark = len(world.effects)
     world.until(lambda: len(asks(world, mark)[0]) > 1)

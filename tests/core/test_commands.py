@@ -141,8 +141,8 @@ def test_a_plan_cannot_be_forced_where_no_policy_may_be_asked() -> None:
     assert "paused by alice" in world.refused(c.Force())
     world.told(c.Resume())
     assert world.node is not None
-    while not world.node.breaker.suspended:
-        world.node.breaker.failed()
+    while not world.node.questions.breaker.suspended:
+        world.node.questions.breaker.failed()
     assert "is suspended" in world.refused(c.Force())
     hold = Commanded(seed=2, settings=replace(QUICK, balance=replace(QUICK.balance, mode="hold")))
     hold.ready()

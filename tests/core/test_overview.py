@@ -146,7 +146,7 @@ def test_what_came_of_questions_is_counted_by_policy_and_outcome() -> None:
     assert before.get((QUICK.policy.name, "ok"), 0) > 0
     node = world.node
     world.until(lambda: "other" in {s.name for s in look(world).shadows})
-    node.requests[10**6] = "sim"
+    node.questions.asked[10**6] = "sim"
     node.step(PolicyFailed(10**6, "timeout", "too slow"))
     assert overview(node).results[QUICK.policy.name, "timeout"] == 1
 

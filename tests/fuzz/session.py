@@ -103,7 +103,7 @@ class Doorway:
         assert len(node.balancers) <= GROUPS_MAX
         assert len(node.complained) <= COMPLAINTS_MAX
         assert len(node.members) <= PEERS
-        assert len(node.requests) <= 1
+        assert len(node.questions.asked) <= 1
         shown = stream.snapshot(overview(node), at_s=0.0, up_s=0.0, version="", host="")
         stream.payload(shown)
 
