@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -191,7 +191,7 @@ def demo(ctx: click.Context, /, json: str | None, **options: object) -> None:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Give an offline command the trace, the group and the policies that it is about."""
+    """Give an offline command the group and the policies that it is about."""
     for option in (
         click.option("--network-gbps", type=float, default=20.0, show_default=True),
         click.option(
@@ -218,7 +218,40 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--nodes", type=click.IntRange(1), help="Default: 1, or as recorded."),
         click.option("--slots", type=click.IntRange(1), help="Per rank; default: one redundant."),
         click.option("--ranks", type=click.IntRange(1), help="Default: as recorded."),
-        click.argument("trace", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+_TRACE = click.Path(path_type=Path)
+_SAID = click.core.ParameterSource.COMMANDLINE
+_OF_ANY = {"ranks", "slots", "policy"}
+_OF_CLUSTER = {
+    *("ranks_per_node", "layers", "experts", "forwards_per_second", "seconds", "latency_ms"),
+    *("loss", "partition", "skew", "seed", "plot"),
+}
+
+
+def clustered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `simulate` what it is to know of a made-up group."""
+    for option in (
+        click.option("--plot", type=click.Path(path_type=Path), help="8 to 4096 ranks, drawn."),
+        click.option("--seed", type=click.IntRange(0)),
+        click.option("--skew", type=click.FloatRange(0, 0.1), help="Between hosts' clocks."),
+        click.option("--partition", multiple=True, metavar="AT:SECONDS:NODES"),
+        click.option("--loss", type=click.FloatRange(0, 0.9), help="Lost, and said twice."),
+        click.option("--latency-ms", type=click.FloatRange(0), help="Between nodes; default 0.5."),
+        click.option("--seconds", type=click.FloatRange(1), help="Default: 30."),
+        click.option("--forwards-per-second", type=click.FloatRange(0.1), help="Default: 50."),
+        click.option("--experts", type=click.IntRange(1), help="Default: 256."),
+        click.option("--layers", type=click.IntRange(1), help="Default: 58."),
+        click.option("--ranks-per-node", type=click.IntRange(1), help="Default: 8."),
+        click.option(
+            "--cluster",
+            is_flag=True,
+            help="Simulate all daemons and agents of a group instead, by default of 1024 ranks x 9 "
+            "slots, and say what its control plane costs. The options after this one are for it.",
+        ),
     ):
         command = option(command)
     return command
@@ -231,18 +264,39 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page.")
 @click.option("--step-ms", default=50.0, show_default=True, help="A forward; for the report.")
 @click.option("--moe-share", default=0.3, show_default=True, help="Of it, waits for hottest rank.")
-def simulate(json: str | None, report: Path | None, **options: object) -> None:
-    """Plan with each policy on every window of a TRACE, and judge it on the window after."""
+@clustered
+@click.argument("trace", type=_TRACE, required=False)
+@click.pass_context
+def simulate(ctx: click.Context, /, json: str | None, *, cluster: bool, **options: object) -> None:
+    """Plan with each policy on every window of a TRACE, and judge it on the window after.
+
+    With --cluster there is no trace: real daemons and agents run over a simulated network.
+    """
     import msgspec
 
-    from eplbd.offline.simulation import command
+    given = {name for name in options if ctx.get_parameter_source(name) is _SAID}
+    strange = given - _OF_ANY - _OF_CLUSTER if cluster else given & _OF_CLUSTER
+    for name in sorted(strange):
+        what = "a TRACE, not for" if cluster else "a group that is made up: give"
+        raise click.UsageError(f"{name.replace('_', '-')} is for {what} --cluster")
+    if cluster:
+        from eplbd.offline.cluster.command import Options, command
+
+        said = msgspec.convert({name: options[name] for name in given - {"plot"}}, Options)
+        command(said, json, cast("Path | None", options["plot"]))
+        return
+    from eplbd.offline.simulation import command as replay
     from eplbd.offline.terms import Terms
 
-    command(_offline(options), msgspec.convert(options, Terms), json, report)
+    if options["trace"] is None:
+        raise click.UsageError("give a TRACE, or --cluster")
+    report = cast("Path | None", options["report"])
+    replay(_offline(options), msgspec.convert(options, Terms), json, report)
 
 
 @main.command()
 @grouped
+@click.argument("trace", type=_TRACE)
 @click.option("--policy", help="One; default: as eplbd.toml's default.")
 @click.option("--step-ms", default=50.0, show_default=True, help="A forward, without a balancer.")
 @click.option("--moe-share", default=0.3, show_default=True, help="Of it, waits for hottest rank.")
@@ -262,6 +316,7 @@ def diagnose(json: str | None, **options: object) -> None:
 
 @main.command()
 @grouped
+@click.argument("trace", type=_TRACE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--policy", default="hold", show_default=True, help="Names between commas.")
 @click.option("--against", type=click.Path(path_type=Path), help="A second placement.")
