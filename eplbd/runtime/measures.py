@@ -15,22 +15,9 @@ from eplbd.core.group import Phase
 from eplbd.core.messages import WIRE_VERSION
 from eplbd.core.views import GroupOverview, RankOverview
 from eplbd.runtime import readings as r
+from eplbd.runtime.between import BETWEEN
+from eplbd.runtime.measure import Measure
 from eplbd.runtime.readings import Ended, Sample, Seen
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A metric that is read when somebody asks. A name that ends in `_total` is a counter's."""
-
-    name: str
-    labels: tuple[str, ...]
-    about: str
-    read: Callable[[Seen], Iterable[Sample]]
-
-    @property
-    def kind(self) -> str:
-        """As Prometheus calls it."""
-        return "counter" if self.name.endswith("_total") else "gauge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +305,7 @@ MEASURES: tuple[Measure, ...] = (
         "Forwards that the rank is behind the newest, as far as it has said.",
         lambda rank: rank.forward_lag,
     ),
+    *BETWEEN,
 )
 
 SPREADS: tuple[Spread, ...] = (

@@ -26,7 +26,8 @@ from eplbd.config import Metrics as Settings
 from eplbd.core.events import Effect
 from eplbd.core.totals import COUNTED
 from eplbd.errors import ConfigError
-from eplbd.runtime.measures import MEASURES, SPREADS, Measure
+from eplbd.runtime.measure import Measure
+from eplbd.runtime.measures import MEASURES, SPREADS
 from eplbd.runtime.readings import Seen
 
 PATIENCE_S = 5.0

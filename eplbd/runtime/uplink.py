@@ -44,7 +44,7 @@ Take: TypeAlias = Callable[[list[list[bytes]]], None]
 class Uplink:
     """A connection to one leader, which `run` holds.
 
-    changed: is told when the reason changes for which it does not stand; empty while it does.
+    changed: is told why it does not stand, whenever the reason changes; empty while it does.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Uplink:
         self._dealer: zmq.asyncio.Socket | None = None
         self._changed = changed
         self.reason = DIALLING
+        self._told: str | None = None
         self._lost = 0.0
 
     @property
@@ -108,6 +109,7 @@ class Uplink:
         while True:
             await anyio.sleep(REDIAL_S / 4)
             if not self.linked and anyio.current_time() - self._lost > REDIAL_S:
+                self._tell()
                 return
 
     async def _receive(self, dealer: zmq.asyncio.Socket, take: Take) -> None:
@@ -138,4 +140,9 @@ class Uplink:
         if self.linked:
             self._lost = anyio.current_time()
         self.reason = reason
-        self._changed(reason)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.reason != self._told:
+            self._told = self.reason
+            self._changed(self.reason)

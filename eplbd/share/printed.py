@@ -20,6 +20,7 @@ PRINTED: Mapping[str, tuple[str, str]] = {
     "unit": ("eplbd.service.in", "Print the systemd unit of this installation's daemon."),
     "sysusers": ("eplbd.sysusers", "Print the user and group of the daemon, for sysusers.d."),
     "engine": ("engine.conf", "Print a drop-in for the unit of an engine on the host."),
+    "cluster": ("cluster.conf", "Print a drop-in for the daemon's unit, for several nodes."),
     "container": ("container.conf.in", "Print a drop-in for the Podman unit of an engine."),
     "alerts": ("alerts.yaml", "Print alert rules for Prometheus."),
     "dashboard": ("dashboard.json", "Print a dashboard for Grafana."),

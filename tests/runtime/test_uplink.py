@@ -9,7 +9,7 @@ import pytest
 
 from eplbd.core.cluster import Address
 from eplbd.runtime.link import Sent
-from eplbd.runtime.uplink import CLOSED, DENIED, DIALLING
+from eplbd.runtime.uplink import CLOSED, DENIED, DIALLING, REDIAL_S
 from tests.runtime.nodes import dialled, free_endpoint, new_pair, opened, trusting, until
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +72,17 @@ async def test_whatever_else_listens_there_does_not_end_the_attempts() -> None:
             await until(answered, "it knocked at the other's")
         async with opened(trusting(relay), address.endpoint, leader):
             await until(lambda: up.link.linked, "it is linked")
+
+
+@pytest.mark.slow
+async def test_nobody_there_is_said_once_and_not_at_once() -> None:
+    address = Address(free_endpoint(), new_pair().public.decode())
+    async with dialled(address, new_pair()) as up:
+        started = anyio.current_time()
+        await until(lambda: up.reasons, "it says so")
+        assert anyio.current_time() - started > REDIAL_S
+        await anyio.sleep(REDIAL_S)
+        assert up.reasons == [DIALLING]
 
 
 @pytest.mark.slow
