@@ -50,14 +50,7 @@ def derive_maps(placement: Placement, layers: NDArray[np.integer] | None = None)
     counts = count_replicas(flat, experts)
     physical = _physical(flat, counts)
 
-    # Most experts have one replica, so the shared first one is broadcast and only the rest differ
-    # by rank.
-    log2phy = np.empty((ranks, n, experts), dtype=np.int32)
-    log2phy[:] = physical[:, :, 0]
-    row, expert = np.nonzero(counts > 1)
-    turn = np.arange(ranks)[:, None] % counts[row, expert]
-    log2phy[:, row, expert] = physical[row, expert, turn]
-
+    log2phy = _turns(physical, counts, ranks)
     # Written from the highest local slot down: of duplicates the lowest slot stays.
     expert_map = np.full((ranks, n, experts), -1, dtype=np.int32)
     at_rank = np.arange(ranks)
@@ -67,6 +60,25 @@ def derive_maps(placement: Placement, layers: NDArray[np.integer] | None = None)
     for array in (counts, physical, log2phy, expert_map):
         array.setflags(write=False)
     return Maps(counts, physical, log2phy, expert_map)
+
+
+def _turns(physical: NDArray[np.int32], counts: NDArray[np.int32], ranks: int) -> NDArray[np.int32]:
+    """`[ranks, n, experts]` every rank's choice: one rank takes the replica after its neighbour's.
+
+    Rank by rank, since all at once scatters over an array that no cache holds: 360 ms against 45 at
+    1,024 ranks x 58 layers x 256 experts.
+    """
+    chosen = np.empty((ranks, counts.size), dtype=np.int32)
+    table = physical.reshape(-1)
+    first = np.arange(counts.size) * physical.shape[2]
+    last = first + counts.reshape(-1) - 1
+    place, at_last = first.copy(), np.empty(counts.size, dtype=np.bool_)
+    for row in chosen:
+        table.take(place, out=row, mode="clip")
+        np.equal(place, last, out=at_last)
+        place += 1
+        np.copyto(place, first, where=at_last)
+    return chosen.reshape(ranks, *counts.shape)
 
 
 def _physical(flat: NDArray[np.int32], counts: NDArray[np.int32]) -> NDArray[np.int32]:
