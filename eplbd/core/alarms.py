@@ -133,6 +133,7 @@ class Alarms:
 
     def _no_worker(self, node: Node, settings: AlarmSettings, now: float) -> str:
         present = any(len(b.group.missing) < b.group.shape.ranks for b in node.balancers.values())
+        present |= any(relay.ranks for relay in node.relays.groups.values())
         if present or self._worker_at is None:
             self._worker_at = now
         if now - self._worker_at < settings.no_worker_s:

@@ -41,6 +41,7 @@ from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
     from eplbd.core.assembly import Step
+    from eplbd.core.cluster import NodeHeat
     from eplbd.core.heat import Heat
     from eplbd.core.opening import Kept
     from eplbd.core.placement import Placement
@@ -112,6 +113,12 @@ class Balancer:
         self.timing.heard(rank, message)
         self.group.heard(rank, message)
         self.after()
+
+    def heard_node(self, heat: NodeHeat) -> None:
+        """Take what a relay reports of several members; raises as `heard` does."""
+        if self.ledger is not None:
+            self.ledger.report_node(heat)
+            self._audit()
 
     def _audit(self) -> None:
         assert self.ledger is not None

@@ -43,6 +43,11 @@ Peer: TypeAlias = bytes | Via
 authority, or a rank behind a relay."""
 
 
+def relay_of(peer: Peer) -> bytes:
+    """Through which relay a rank speaks; empty for one of this node."""
+    return b"" if isinstance(peer, bytes) else peer.relay
+
+
 def shown(peer: Peer) -> str:
     """For a line of the log."""
     return peer.hex() if isinstance(peer, bytes) else f"rank {peer.rank} via {peer.relay.decode()}"

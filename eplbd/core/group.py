@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eplbd.core import messages as m
+from eplbd.core.cluster import relay_of
 from eplbd.core.epoch import Answer
 from eplbd.core.epoch import Phase as EpochPhase
 from eplbd.core.events import Effect, Note, Send
@@ -93,6 +94,14 @@ class Group:
             self.refuse(peer, reason)
             return None
         replaced = self.sessions.get(hello.rank)
+        if (
+            replaced
+            and relay_of(replaced.peer) != relay_of(peer)
+            and hello.rank not in self.missing
+        ):
+            where = replaced.hello.node
+            self.refuse(peer, f"rank {hello.rank} lives on {where}, and is reached another way")
+            return None
         self.sessions[hello.rank] = Session(peer, hello, self.now, seq)
         self.missing.discard(hello.rank)
         self.unsettled.add(hello.rank)
@@ -115,8 +124,10 @@ class Group:
         """Lead under a term that no rank has seen."""
         self.term = max(self.stored_term, self.term, highest) + 1
         self._abandon("a newer term was claimed")
-        hosts = [self.sessions[rank].hello.node for rank in range(self.shape.ranks)]
-        nodes = sorted(set(hosts))
+        members = [self.sessions[rank] for rank in range(self.shape.ranks)]
+        # Two nodes may have one name; two daemons are two nodes.
+        hosts = [(relay_of(member.peer), member.hello.node) for member in members]
+        nodes = list(dict.fromkeys(hosts))
         node_of = tuple(nodes.index(host) for host in hosts)
         self.topology = Topology(self.shape.ranks, self.shape.slots_per_rank, node_of)
         self.stands.clear()

@@ -8,14 +8,24 @@ file, thread or log.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from eplbd.core import messages as m
 from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
-from eplbd.core.cluster import shown
+from eplbd.core.cluster import (
+    Entry,
+    FromRelay,
+    Led,
+    NodeHeat,
+    Relayed,
+    RelayGone,
+    Via,
+    relay_of,
+    shown,
+)
 from eplbd.core.commands import Commanded, OrdersRestored
+from eplbd.core.downlinks import Downlinks
 from eplbd.core.errand import take_orders
 from eplbd.core.events import (
     Effect,
@@ -36,11 +46,15 @@ from eplbd.core.events import (
 )
 from eplbd.core.obedience import obey, orders_of
 from eplbd.core.questions import Questions
+from eplbd.core.relays import Relays
 from eplbd.core.session import refuse_hello
 from eplbd.core.totals import COUNTED, Totals
+from eplbd.core.views import Statistics
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from eplbd.core.cluster import Address, Peer
     from eplbd.core.orders import Orders
     from eplbd.core.settings import Settings
@@ -50,23 +64,6 @@ GROUPS_MAX = 64
 
 COMPLAINTS_MAX = 1024
 """Peers whose first bad message is logged; after that many, bad messages are only counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Counts since start, and what is there now."""
-
-    groups: int
-    workers: int
-    unknown: int
-    garbled: int
-    rejected: int
-    gaps: int
-    repeats: int
-    not_stored: int
-    """Settled placements that the state directory refused."""
-    suspended: bool
-    shadows_suspended: tuple[str, ...]
 
 
 class Node:
@@ -85,6 +82,8 @@ class Node:
         self.orders: dict[str, Orders] = {}
         """By group; those of "" hold for every group."""
         self.questions = Questions(settings)
+        self.relays = Relays(settings, cluster)
+        self.downlinks = Downlinks()
         self.alarms = Alarms()
         self.counts: Counter[str] = Counter()
         self.totals: dict[str, Totals] = {}
@@ -99,13 +98,8 @@ class Node:
         match event:
             case Tick(now):
                 self._tick(now)
-            case Received(peer, seq, message):
-                self._received(peer, seq, message)
-            case Garbled(peer, reason):
-                self.counts["garbled"] += 1
-                self._complain(peer, "message refused", reason)
-            case Unreachable(peer):
-                self._unreachable(peer)
+            case Received() | Garbled() | Unreachable() | Relayed() | RelayGone() | Led():
+                self._spoken(event)
             case PolicyAnswered() | PolicyFailed():
                 self._took(event)
             case PersistFailed(group, reason):
@@ -123,6 +117,23 @@ class Node:
 
     # --- peers ----------------------------------------------------------------------------------
 
+    def _spoken(self, event: Received | Garbled | Unreachable | Relayed | RelayGone | Led) -> None:
+        match event:
+            case Received(peer, seq, message):
+                self._received(peer, seq, message)
+            case Garbled(peer, reason):
+                self.counts["garbled"] += 1
+                self._complain(peer, "message refused", reason)
+            case Unreachable(peer):
+                self._unreachable(peer)
+            case Relayed(relay, entries):
+                self._relayed(relay, entries)
+            case RelayGone(relay):
+                self._relay_gone(relay)
+            case Led():
+                self.relays.led(event)
+                self.out += self.relays.drain()
+
     def _received(self, peer: Peer, seq: int, message: m.FromAgent) -> None:
         if isinstance(message, m.Hello):
             self._hello(peer, seq, message)
@@ -133,19 +144,50 @@ class Node:
             self.out.append(Send(peer, m.Greet()))
             return
         name, rank = member
-        balancer = self.balancers[name]
+        try:
+            if name in self.relays.groups:
+                self.relays.groups[name].heard(rank, seq, message)
+            else:
+                self._heard(self.balancers[name], rank, seq, message)
+        except RemoteProtocolError as error:
+            self._reject(peer, str(error))
+        self._drain_group(name)
+
+    def _heard(self, balancer: Balancer, rank: int, seq: int, message: m.FromAgent) -> None:
         session = balancer.group.sessions[rank]
         session.received(seq, self.now)
-        try:
-            balancer.heard(rank, message)
-        except RemoteProtocolError as error:
-            self.counts["rejected"] += 1
-            self._complain(peer, "message refused", str(error))
-        else:
-            session.took(message, self.now)
-        self._drain(balancer)
+        balancer.heard(rank, message)
+        session.took(message, self.now)
 
     def _hello(self, peer: Peer, seq: int, hello: m.Hello) -> None:
+        led = self.balancers.get(hello.group)
+        if isinstance(peer, bytes):
+            leader = self.relays.leader_of(hello, led.group if led else None)
+            if leader is not None:
+                self._relay(peer, seq, hello, leader)
+                return
+            self._forget(self.relays.drop(hello.group))
+            self.out += self.relays.drain()
+        elif hello.group in self.relays.groups:
+            leader = self.relays.groups[hello.group].leader
+            self._refuse(peer, f"group {hello.group!r} is not led here but at {leader.endpoint}")
+            return
+        self._lead(peer, seq, hello)
+
+    def _relay(self, peer: bytes, seq: int, hello: m.Hello, leader: Address) -> None:
+        """Take up a rank of a group that another daemon leads."""
+        reason = refuse_hello(hello) or self._too_many(hello.group)
+        if reason:
+            self._refuse(peer, reason)
+            return
+        led = self.balancers.pop(hello.group, None)
+        if led is not None:
+            self._forget(led.group.peers())
+        self.members[peer] = (hello.group, hello.rank)
+        self._forget(self.relays.hello(peer, seq, hello, leader))
+        self.out += self.relays.drain()
+
+    def _lead(self, peer: Peer, seq: int, hello: m.Hello) -> None:
         balancer = self.balancers.get(hello.group)
         if balancer is None or hello.incarnation > balancer.group.incarnation:
             balancer = self._new_group(peer, hello, balancer)
@@ -162,22 +204,21 @@ class Node:
         session = balancer.group.sessions.get(hello.rank)
         if session is not None and session.peer == peer:
             self.members[peer] = (hello.group, hello.rank)
+            if self.cluster is not None and hello.rank == 0:
+                self.out.append(Send(peer, m.Door(self.cluster.endpoint, self.cluster.key)))
+        else:
+            self.counts["rejected"] += 1
         self._drain(balancer)
 
     def _new_group(self, peer: Peer, hello: m.Hello, old: Balancer | None) -> Balancer | None:
         """Take a group up, anew if it restarted; None if that is refused."""
-        reason = refuse_hello(hello)
-        if not reason and old is None and len(self.balancers) >= GROUPS_MAX:
-            reason = f"this daemon already serves {GROUPS_MAX} groups"
+        reason = refuse_hello(hello) or self._too_many(hello.group)
         if reason:
-            self.counts["rejected"] += 1
-            self.out.append(Send(peer, m.Refused(reason)))
-            self._complain(peer, "worker refused", reason)
+            self._refuse(peer, reason)
             return None
         if old is not None:
             self._note("warning", "group restarted", group=hello.group)
-            for gone in old.group.peers():
-                self.members.pop(gone, None)
+            self._forget(old.group.peers())
         stored = self.stored.get(hello.group)
         # The ranks of a new life have obeyed nobody yet: only here is it known what was led under.
         led_under = max(stored.term if stored else 0, old.group.term if old else 0)
@@ -187,12 +228,68 @@ class Node:
         take_orders(balancer, orders_of(self.orders, hello.group))
         return balancer
 
-    def _unreachable(self, peer: Peer) -> None:
+    def _too_many(self, group: str) -> str:
+        served = {*self.balancers, *self.relays.groups}
+        if group in served or len(served) < GROUPS_MAX:
+            return ""
+        return f"this daemon already serves {GROUPS_MAX} groups"
+
+    def _refuse(self, peer: Peer, reason: str) -> None:
+        self.out.append(Send(peer, m.Refused(reason)))
+        self._reject(peer, reason, "worker refused")
+
+    def _reject(self, peer: Peer, reason: str, event: str = "message refused") -> None:
+        self.counts["rejected"] += 1
+        self._complain(peer, event, reason)
+
+    def _forget(self, peers: Iterable[Peer]) -> None:
+        for peer in peers:
+            self.members.pop(peer, None)
+
+    def _unreachable(self, peer: bytes) -> None:
         member = self.members.get(peer)
-        if member is not None:
+        if member is not None and member[0] in self.balancers:
             name, rank = member
             self.balancers[name].group.lost(rank, "unreachable")
             self._drain(self.balancers[name])
+
+    # --- other nodes ----------------------------------------------------------------------------
+
+    def _relayed(self, relay: bytes, entries: Sequence[Entry]) -> None:
+        self.downlinks.heard(relay, self.now)
+        for entry in entries:
+            # What comes up is agents' and relays' alone: the codec took nothing else.
+            message = cast("FromRelay", entry.message)
+            if isinstance(message, NodeHeat):
+                self._node_heat(relay, entry.group, message)
+            else:
+                self._received(Via(relay, entry.group, entry.rank), entry.seq, message)
+
+    def _node_heat(self, relay: bytes, name: str, heat: NodeHeat) -> None:
+        """Book what ranks report that have sessions through this relay; nothing if one has not."""
+        balancer, ranks = self.balancers.get(name), heat.ranks.tolist()
+        if balancer is None or any(Via(relay, name, rank) not in self.members for rank in ranks):
+            self.counts["unknown"] += 1
+            return
+        sessions = [balancer.group.sessions[rank] for rank in ranks]
+        for session in sessions:
+            session.last_heard = self.now
+        try:
+            balancer.heard_node(heat)
+        except RemoteProtocolError as error:
+            self._reject(sessions[0].peer, str(error))
+        else:
+            for session in sessions:
+                session.reported(self.now)
+        self._drain(balancer)
+
+    def _relay_gone(self, relay: bytes) -> None:
+        self.downlinks.gone(relay)
+        for balancer in self.balancers.values():
+            for rank, session in balancer.group.sessions.items():
+                if relay_of(session.peer) == relay:
+                    balancer.group.lost(rank, "unreachable")
+            self._drain(balancer)
 
     # --- policies -------------------------------------------------------------------------------
 
@@ -220,6 +317,9 @@ class Node:
             self.questions.hold_to_promises(balancer)
             self.out += self.questions.drain()
             self._drain(balancer)
+        self._forget(self.relays.tick(now))
+        self.out += self.relays.drain()
+        self.out += self.downlinks.nod(now, self.settings.session)
         self.out.extend(self.alarms.look(self, now))
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):
             self.out.append(Stop())
@@ -235,6 +335,7 @@ class Node:
         anew = policies or settings.policy != self.settings.policy
         self.settings = settings
         self.questions.reconfigure(settings, self.balancers.values(), anew=anew)
+        self.relays.reconfigure(settings)
         for balancer in self.balancers.values():
             balancer.reconfigure(settings)
 
@@ -242,6 +343,12 @@ class Node:
         """Take what is to be done for every group."""
         for balancer in self.balancers.values():
             self._drain(balancer)
+
+    def _drain_group(self, name: str) -> None:
+        if name in self.balancers:
+            self._drain(self.balancers[name])
+        else:
+            self.out += self.relays.drain()
 
     def _drain(self, balancer: Balancer) -> None:
         effects, name = balancer.drain(), balancer.group.name
@@ -281,8 +388,12 @@ class Node:
 
     def check(self) -> None:
         """Assert the invariants of everything below; tests call it after each step."""
+        assert not self.balancers.keys() & self.relays.groups.keys()
         for peer, (name, rank) in self.members.items():
-            assert self.balancers[name].group.sessions[rank].peer == peer
+            if name in self.relays.groups:
+                assert self.relays.groups[name].peers[rank] == peer
+            else:
+                assert self.balancers[name].group.sessions[rank].peer == peer
         for balancer in self.balancers.values():
             if balancer.group.leader is not None:
                 balancer.group.leader.check()

@@ -100,12 +100,17 @@ class _Command:
 
     def _known(self, group: str) -> None:
         known = self.node.balancers
+        if group in self.node.relays.groups:
+            leader = self.node.relays.groups[group].leader.endpoint
+            raise ConfigError(f"group {group} is led at {leader}: give the command on that node")
         if group not in known:
             names = ", ".join(sorted(known)) or "none, no worker has attached yet"
             raise ConfigError(f"this daemon serves no group {group!r}; it serves: {names}")
 
     def _named(self, group: str) -> Balancer:
         balancers = self.node.balancers
+        if not group and not balancers:
+            group = next(iter(self.node.relays.groups), "")
         if group:
             self._known(group)
             return balancers[group]
@@ -153,6 +158,8 @@ class _Command:
         group, frozen = command.group, isinstance(command, c.Freeze)
         if group:
             self._known(group)
+        elif self.node.relays.groups and not self.node.balancers:
+            self._named(group)
         held = orders_of(self.node.orders, group).hold
         if held and held.frozen == frozen:
             raise ConfigError(f"it is {held}; resume lifts that")

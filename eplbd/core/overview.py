@@ -20,6 +20,7 @@ from eplbd.core.views import (
     NodeOverview,
     RankOverview,
     RankState,
+    RelayOverview,
     ShadowOverview,
 )
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from eplbd.core.bubble import Pacer
     from eplbd.core.events import EpochEnded
     from eplbd.core.node import Node
+    from eplbd.core.relay import Relay
     from eplbd.core.session import Session
 
 LOOKED_AT = 32
@@ -55,6 +57,7 @@ def overview(node: Node) -> NodeOverview:
         results=dict(node.questions.results),
         alarms=node.alarms.active,
         groups=tuple(groups),
+        relays=tuple(_relay(relay) for _, relay in sorted(node.relays.groups.items())),
     )
 
 
@@ -221,6 +224,18 @@ def _shadow(name: str, totals: Totals, breaker: Breaker | None) -> ShadowOvervie
         active_par_mean=score.active_par_mean if score else 0.0,
         moves=score.moves if score else 0,
         suspended=breaker is not None and breaker.suspended,
+    )
+
+
+def _relay(relay: Relay) -> RelayOverview:
+    return RelayOverview(
+        group=relay.name,
+        leader=relay.leader.endpoint,
+        linked=relay.linked,
+        last_heard_age_s=_age(relay.last_heard, relay.now),
+        ranks=relay.ranks,
+        forwarded=relay.forwarded,
+        reason=relay.reason,
     )
 
 

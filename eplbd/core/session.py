@@ -55,8 +55,7 @@ class Session:
         """Keep what a message that was accepted tells about its rank."""
         match message:
             case HeatReport():
-                self.reports += 1
-                self.heat_at = now
+                self.reported(now)
             case Pulse(forward=forward, lost_steps=lost):
                 self.forward = max(self.forward, forward)
                 self.lost_steps = max(self.lost_steps, lost)
@@ -64,6 +63,11 @@ class Session:
                 self.forward = max(self.forward, forward)
             case _:
                 pass
+
+    def reported(self, now: float) -> None:
+        """A report of heat was booked."""
+        self.reports += 1
+        self.heat_at = now
 
 
 def refuse_hello(hello: Hello) -> str:

@@ -161,6 +161,23 @@ class GroupOverview:
 
 
 @dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since start, and what is there now."""
+
+    groups: int
+    workers: int
+    unknown: int
+    garbled: int
+    rejected: int
+    gaps: int
+    repeats: int
+    not_stored: int
+    """Settled placements that the state directory refused."""
+    suspended: bool
+    shadows_suspended: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RelayOverview:
     """A group that another daemon leads and this one relays."""
 

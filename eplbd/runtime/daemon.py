@@ -25,8 +25,9 @@ from eplbd.core import commands as c
 from eplbd.core import events as e
 from eplbd.core.cluster import HangUp, Nod, Up
 from eplbd.core.messages import FromLeader
-from eplbd.core.node import Node, Statistics
+from eplbd.core.node import Node
 from eplbd.core.overview import overview
+from eplbd.core.views import Statistics
 from eplbd.errors import (
     ConfigError,
     EplbdError,
