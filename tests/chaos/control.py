@@ -32,7 +32,8 @@ class Fault(enum.StrEnum):
 class Setting(msgspec.Struct, frozen=True):
     """One worker. port: of the store, 0 for rank 0, which hosts it. period_s: of a step, at least.
 
-    transfer_timeout_s: of the executor.
+    transfer_timeout_s: of the executor. host, interface: where the store is, and the network device
+    by which the ranks reach each other.
     """
 
     rank: int
@@ -42,6 +43,8 @@ class Setting(msgspec.Struct, frozen=True):
     dispatch: str
     period_s: float
     transfer_timeout_s: float
+    host: str = "127.0.0.1"
+    interface: str = "lo"
 
 
 class Tell(msgspec.Struct, frozen=True, tag=True):

@@ -32,12 +32,12 @@ AHEAD = 6
 
 
 class Rank:
-    """One worker's process and its control channel."""
+    """One worker's process and its control channel. prefix: a command that runs another."""
 
-    def __init__(self, setting: c.Setting, log: IO[bytes]) -> None:
+    def __init__(self, setting: c.Setting, log: IO[bytes], prefix: Sequence[str] = ()) -> None:
         self.setting = setting
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.worker"],
+            [*prefix, sys.executable, "-m", "tests.chaos.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -79,37 +79,31 @@ class Rank:
         self._reader.join()
 
 
-class Group:
-    """Workers of one life of the group. Enter it: they run forwards; leave it: nothing is left."""
+class Ranks:
+    """Workers of one life of the group, and the ways to talk to them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        daemon: str,
-        *,
-        ranks: int = 3,
-        dispatch: str = "all-to-all",
-        period_s: float = 0.025,
-        transfer_timeout_s: float = 10.0,
-    ) -> None:
+    def __init__(self, folder: Path, ranks: int) -> None:
         self.folder = folder
         folder.mkdir()
         self.ranks = ranks
-        self.proxy = Proxy(f"ipc://{folder}/front.sock", daemon)
-        self._shared = ranks, self.proxy.front, dispatch, period_s, transfer_timeout_s
         self.workers: list[Rank] = []
         self._stack = contextlib.ExitStack()
         self.dead = False
 
+    def _setting(self, rank: int, port: int) -> c.Setting:
+        raise NotImplementedError
+
+    def _prefix(self, rank: int) -> Sequence[str]:
+        """What a rank's command runs under."""
+        return ()
+
     def start(self) -> None:
         """Start the workers and return when all of them run forwards."""
-        self._stack.enter_context(self.proxy)
         port = 0
         for rank in range(self.ranks):
             log = self._stack.enter_context((self.folder / f"rank{rank}.log").open("wb"))
-            ranks, front, dispatch, period_s, transfer_timeout_s = self._shared
-            setting = c.Setting(rank, ranks, port, front, dispatch, period_s, transfer_timeout_s)
-            worker = Rank(setting, log)
+            setting = self._setting(rank, port)
+            worker = Rank(setting, log, self._prefix(rank))
             self.workers.append(worker)
             worker.tell(setting)
             if rank == 0:
@@ -183,8 +177,7 @@ class Group:
     # --- for a test that fails ------------------------------------------------------------------
 
     def story(self, reports: Sequence[c.Report] = ()) -> str:
-        """What passed the relay last, how the ranks stand, and the end of their logs."""
-        passed = "\n".join(list(self.proxy.story)[-60:])
+        """How the ranks stand, and the end of their logs."""
         stand = "\n".join(
             f"rank {r.rank}: forward {r.forward} epoch {r.epoch} term {r.term} {r.standing}"
             f"{'' if r.connected else ' alone'} lane {r.lane} struck {r.struck}"
@@ -194,4 +187,35 @@ class Group:
             f"rank {rank}: " + (self.folder / f"rank{rank}.log").read_text(errors="replace")[-1500:]
             for rank in range(self.ranks)
         )
-        return f"{passed}\n{stand}\n{logs}"
+        return f"{stand}\n{logs}"
+
+
+class Group(Ranks):
+    """Workers behind a relay. Enter it: they run forwards; leave it: nothing is left."""
+
+    def __init__(
+        self,
+        folder: Path,
+        daemon: str,
+        *,
+        ranks: int = 3,
+        dispatch: str = "all-to-all",
+        period_s: float = 0.025,
+        transfer_timeout_s: float = 10.0,
+    ) -> None:
+        super().__init__(folder, ranks)
+        self.proxy = Proxy(f"ipc://{folder}/front.sock", daemon)
+        self._shared = self.proxy.front, dispatch, period_s, transfer_timeout_s
+
+    def _setting(self, rank: int, port: int) -> c.Setting:
+        return c.Setting(rank, self.ranks, port, *self._shared)
+
+    def start(self) -> None:
+        """Start the relay and the workers, and return when all of them run forwards."""
+        self._stack.enter_context(self.proxy)
+        super().start()
+
+    def story(self, reports: Sequence[c.Report] = ()) -> str:
+        """What passed the relay last, then as above."""
+        passed = "\n".join(list(self.proxy.story)[-60:])
+        return f"{passed}\n{super().story(reports)}"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,13 @@ Line = dict[str, Any]
 
 
 class Served:
-    """One daemon at a time, in `folder`, with one configuration file that may be rewritten."""
+    """One daemon at a time, in `folder`, with one configuration file that may be rewritten.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    prefix: a command that runs another, such as one that enters a namespace.
+    """
+
+    def __init__(self, folder: Path, prefix: Sequence[str] = ()) -> None:
+        self.folder, self._prefix = folder, prefix
         self.config = folder / "eplbd.toml"
         self.socket = f"ipc://{folder}/w.sock"
         self.state = folder / "state"
@@ -63,7 +66,8 @@ class Served:
     def launch(self, config: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process of the daemon; whoever calls it sees to its end."""
         environment = {name: value for name, value in os.environ.items() if "EPLBD" not in name}
-        command = [sys.executable, "-c", MAIN, "serve", "--config", str(config or self.config)]
+        serve = ["serve", "--config", str(config or self.config)]
+        command = [*self._prefix, sys.executable, "-c", MAIN, *serve]
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -289,12 +289,11 @@ def listen(worker: Worker) -> None:
 def main() -> None:
     """Meet the other ranks, attach, serve."""
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     setting = msgspec.json.decode(sys.stdin.buffer.readline(), type=c.Setting)
-    os.environ["RANK"] = str(setting.rank)
+    os.environ.update(RANK=str(setting.rank), GLOO_SOCKET_IFNAME=setting.interface)
     store = TCPStore(
-        "127.0.0.1", setting.port, None, setting.rank == 0, MEETING, wait_for_workers=False
+        setting.host, setting.port, None, setting.rank == 0, MEETING, wait_for_workers=False
     )
     if setting.rank == 0:
         say({"port": store.port})
