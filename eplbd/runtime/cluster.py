@@ -29,18 +29,23 @@ from eplbd.runtime.identity import Identity
 from eplbd.runtime.keys import Trust, read_trust
 from eplbd.runtime.link import Sent
 from eplbd.runtime.uplink import Uplink
+from eplbd.tcp import is_wildcard, tcp_host
 from eplbd.wire.codec import Frame
 
 Say: TypeAlias = Callable[[Note], None]
 Effect: TypeAlias = Send | Nod | Up | HangUp
 
-UNTRUSTED = "untrusted leader"
+UNTRUSTED, ASTRAY = "untrusted leader", "no address of a leader"
 REFUSALS = (
     *(d.UNKNOWN, d.PLAIN, d.OTHERS),
     *(b.GARBLED, b.VERSION, b.REPLAYED, b.TOO_LARGE),
-    UNTRUSTED,
+    *(UNTRUSTED, ASTRAY),
 )
 """Why something is not taken of another node, or not sent to it."""
+
+
+UPLINKS_MAX = 64
+"""Groups on one node are fewer (`core.node`); whoever may attach says where their leaders are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,15 @@ class ClusterStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What a node that is not alone has. context: of the door and of every uplink."""
+    """What a node that is not alone has.
+
+    uplinks: the context of all of them, apart from the door's: a name that is slow to be looked up
+    keeps its thread.
+    """
 
     known: Identity
-    context: NodeContext
     door: d.Door
+    uplinks: NodeContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,18 +180,26 @@ class Cluster:
         held = self._uplinks.get(leader)
         if held is not None:
             return held.uplink
-        if leader.key.encode() not in self._trust:
-            self._complaints.add(
-                UNTRUSTED, leader, "leader refused", leader=leader.endpoint, key=leader.key
-            )
+        reason = self._doubt(leader)
+        if reason:
+            fields = {"leader": leader.endpoint, "key": leader.key}
+            self._complaints.add(reason, leader, "leader refused", **fields)
             return None
         if self._tasks is None or self._ends is None:
             return None
         ends, tell = self._ends, functools.partial(self._told, leader)
-        uplink = Uplink(ends.context, leader, ends.known.pair, self._max_bytes, tell)
+        uplink = Uplink(ends.uplinks, leader, ends.known.pair, self._max_bytes, tell)
         held = self._uplinks[leader] = _Held(uplink, anyio.CancelScope())
         self._tasks.start_soon(self._hold, held)
         return uplink
+
+    def _doubt(self, leader: Address) -> str:
+        """Why an address is not dialled, which came from a worker; empty if it may be."""
+        if leader.key.encode() not in self._trust:
+            return UNTRUSTED
+        if not tcp_host(leader.endpoint) or is_wildcard(leader.endpoint):
+            return ASTRAY
+        return ASTRAY if len(self._uplinks) >= UPLINKS_MAX else ""
 
     async def _hold(self, held: _Held) -> None:
         leader = held.uplink.leader
@@ -273,8 +290,9 @@ def open_cluster(known: Identity | None, max_bytes: int, note: Say) -> Iterator[
         complaints.add(reason, key, "node refused", **shown)
 
     with (
+        node_context() as uplinks,
         node_context() as context,
         d.open_door(context, known.listen, known.pair, max_bytes, refused) as door,
     ):
         door.admit(known.trust)
-        yield Cluster(Ends(known, context, door), max_bytes, complaints, note)
+        yield Cluster(Ends(known, door, uplinks), max_bytes, complaints, note)

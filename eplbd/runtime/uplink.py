@@ -79,7 +79,9 @@ class Uplink:
                 dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
                 dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
                 dealer.setsockopt(zmq.CURVE_SERVERKEY, self.leader.key.encode())
-                dealer.connect(self.leader.endpoint)
+                # A name that cannot be one: as if nobody answered there.
+                with contextlib.suppress(zmq.ZMQError):
+                    dealer.connect(self.leader.endpoint)
                 self._lost = anyio.current_time()
                 self._dealer = dealer
                 try:

@@ -17,7 +17,7 @@ from eplbd.core.cluster import Address, Entry, HangUp, Led, Nod, Relayed, RelayG
 from eplbd.core.events import Note, Send
 from eplbd.errors import ConfigError
 from eplbd.runtime.bundles import Bundles, Way
-from eplbd.runtime.cluster import UNTRUSTED, Cluster, open_cluster
+from eplbd.runtime.cluster import ASTRAY, UNTRUSTED, UPLINKS_MAX, Cluster, open_cluster
 from eplbd.runtime.complaints import Complaints
 from eplbd.runtime.identity import Identity, identity
 from eplbd.runtime.keys import generate
@@ -188,6 +188,39 @@ async def test_a_leader_that_nobody_vouches_for_is_not_dialled(rack: Rack) -> No
         await linked(relay, leader)
         (said,) = relay.noted("trust reloaded")
         assert said.fields == {"added": ["leader"], "withdrawn": []}
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("ipc:///run/eplbd/control.sock", "inproc://zeromq.zap.01", "tcp://0.0.0.0:9477"),
+        *("tcp://eth0;10.0.0.1:9477", "pgm://10.0.0.1:9477", "tcp://10.0.0.1", "", "x" * 256),
+    ],
+)
+async def test_no_worker_makes_the_daemon_dial_what_is_no_leader(rack: Rack, endpoint: str) -> None:
+    async with rack.serving("relay") as relay:
+        leader = rack.known("leader")
+        relay.turn(Up(Address(endpoint, leader.address.key)))
+        assert relay.cluster.statistics().uplinks == 0
+        assert relay.cluster.statistics().refused[ASTRAY] == 1
+
+
+@pytest.mark.parametrize("host", ["-", "a..b", "x" * 200, "127.1", "256.256.256.256"])
+async def test_a_name_that_is_none_ends_nothing(rack: Rack, host: str) -> None:
+    async with rack.serving("leader") as leader, rack.serving("relay") as relay:
+        relay.turn(Up(Address(f"tcp://{host}:1", leader.address.key)))
+        assert relay.cluster.statistics().uplinks == 1
+        await linked(relay, leader)
+        assert relay.cluster.statistics().uplinks == 2
+
+
+async def test_leaders_that_are_dialled_are_bounded(rack: Rack) -> None:
+    async with rack.serving("relay") as relay:
+        leader = rack.known("leader")
+        for port in range(1, UPLINKS_MAX + 10):
+            relay.turn(Up(Address(f"tcp://127.0.0.1:{port}", leader.address.key)))
+        assert relay.cluster.statistics().uplinks == UPLINKS_MAX
+        assert relay.cluster.statistics().refused[ASTRAY] == 9
 
 
 async def test_a_withdrawn_relay_is_gone_at_once(rack: Rack) -> None:
