@@ -117,7 +117,11 @@ class AgentThread:
         self.hook = ForwardHook(parts.executor, parts.ring, self._tell)
         self._stager = Stager(identity.rank, parts.executor, parts.engine, self.hook, self._tell)
         self._registrar = Registrar(
-            identity.group, parts.register, self._tell, deadline_s=register_deadline_s
+            identity.group,
+            parts.register,
+            self._tell,
+            incarnation=identity.incarnation,
+            deadline_s=register_deadline_s,
         )
         self._outbox = Outbox(self._post)
         self._arm: Arm | None = None
@@ -266,7 +270,7 @@ class AgentThread:
                 assert self._arm is not None  # noqa: S101 - the machine resolves what it placed
                 self._arm.resolve(verdict)
                 self._arm = None
-            case e.AskRegister():
+            case e.AskRegister() | e.PublishLeader() | e.SeekLeader():
                 self._registrar.order(effect)
 
     def _place_arm(self, effect: e.PlaceArm) -> None:

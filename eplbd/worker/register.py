@@ -1,12 +1,15 @@
 """The decision register: write-once keys, and whoever writes first decides for everybody.
 
-Owns the contract and the register of one process, for tests with threads as ranks. It must not know
-what a key decides, nor epochs: naming keys and choosing proposals is the agent's matter.
+Beside them it keeps names, which the newest value holds: that is a notice board, and decides
+nothing. Owns the contract and the register of one process, for tests with threads as ranks. It must
+not know what a key decides, nor epochs: naming keys and choosing proposals is the agent's matter.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from eplbd.core.messages import Verdict
@@ -43,6 +46,17 @@ class DecisionRegister(Protocol):
         """
         ...
 
+    def publish(self, name: str, value: str, *, deadline_s: float) -> None:
+        """Let `name` hold `value`, whatever it held. Raises RegisterError as `decide` does."""
+        ...
+
+    def look(self, name: str, *, deadline_s: float) -> str:
+        """What was published under `name` last; empty where nothing was, without waiting for it.
+
+        Raises RegisterError as `decide` does.
+        """
+        ...
+
 
 class MemoryRegister:
     """The register of one process: share one object among the threads that play ranks."""
@@ -50,22 +64,34 @@ class MemoryRegister:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._verdicts: dict[str, Verdict] = {}
+        self._names: dict[str, str] = {}
 
     def decide(self, key: str, proposal: Verdict, *, deadline_s: float) -> Verdict:
         """See `DecisionRegister`. RegisterError while a test holds the register `stalled`."""
-        if not self._lock.acquire(timeout=deadline_s):
-            raise RegisterError(f"decision register: no answer for {key!r} in {deadline_s} s")
-        try:
+        with self._held(key, deadline_s):
             return self._verdicts.setdefault(key, proposal)
-        finally:
-            self._lock.release()
 
     def forget(self, key: str, *, deadline_s: float) -> None:
         """See `DecisionRegister`."""
-        if not self._lock.acquire(timeout=deadline_s):
-            raise RegisterError(f"decision register: cannot forget {key!r} in {deadline_s} s")
-        try:
+        with self._held(key, deadline_s):
             self._verdicts.pop(key, None)
+
+    def publish(self, name: str, value: str, *, deadline_s: float) -> None:
+        """See `DecisionRegister`."""
+        with self._held(name, deadline_s):
+            self._names[name] = value
+
+    def look(self, name: str, *, deadline_s: float) -> str:
+        """See `DecisionRegister`."""
+        with self._held(name, deadline_s):
+            return self._names.get(name, "")
+
+    @contextmanager
+    def _held(self, key: str, deadline_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=deadline_s):
+            raise RegisterError(f"decision register: no answer for {key!r} in {deadline_s} s")
+        try:
+            yield
         finally:
             self._lock.release()
 

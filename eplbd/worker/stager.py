@@ -11,12 +11,14 @@ import queue
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from eplbd.core.agent_events import (
     AgentEvent,
     AskRegister,
     Discard,
+    LeaderFound,
+    PublishLeader,
     RegisterAnswered,
     RegisterFailed,
     Reserve,
@@ -25,6 +27,7 @@ from eplbd.core.agent_events import (
     RoundsDone,
     RoundsFailed,
     RunRounds,
+    SeekLeader,
 )
 from eplbd.core.messages import Gate, Prepare
 from eplbd.errors import TransferError
@@ -153,6 +156,9 @@ class Stager:
                 return
 
 
+_Order: TypeAlias = AskRegister | PublishLeader | SeekLeader | tuple[int, int, int]
+
+
 class Registrar:
     """Asks the register, one question after the other."""
 
@@ -162,17 +168,19 @@ class Registrar:
         register: DecisionRegister,
         tell: Callable[[AgentEvent], None],
         *,
+        incarnation: str,
         deadline_s: float,
     ) -> None:
         self._group, self._register, self._tell = group, register, tell
+        # The store may outlive the group's life, and where that was led says nothing of this one.
+        self._leader_name = f"eplbd/{group}/leader/{incarnation}"
         self._deadline_s = deadline_s
-        self._orders: queue.SimpleQueue[AskRegister | tuple[int, int, int] | None] = (
-            queue.SimpleQueue()
-        )
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._published = ""
         self.thread = threading.Thread(target=self._run, name="eplbd-registrar", daemon=True)
 
-    def order(self, effect: AskRegister) -> None:
-        """Ask; the answer comes as an event."""
+    def order(self, effect: AskRegister | PublishLeader | SeekLeader) -> None:
+        """Ask or tell; the answer comes as an event."""
         self._orders.put(effect)
 
     def retire(self, term: int, epoch: int, attempts: int) -> None:
@@ -189,10 +197,15 @@ class Registrar:
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:
-            if isinstance(order, AskRegister):
-                self._tell(self._ask(order))
-            else:
-                self._retire(*order)
+            match order:
+                case AskRegister():
+                    self._tell(self._ask(order))
+                case PublishLeader(endpoint, key):
+                    self._publish(f"{endpoint} {key}")
+                case SeekLeader():
+                    self._seek()
+                case _:
+                    self._retire(*order)
 
     def _ask(self, ask: AskRegister) -> AgentEvent:
         about = ask.term, ask.epoch, ask.gate, ask.attempt
@@ -203,6 +216,25 @@ class Registrar:
         except RegisterError as error:
             return RegisterFailed(*about, str(error))
         return RegisterAnswered(*about, verdict)
+
+    def _publish(self, leader: str) -> None:
+        if leader == self._published:
+            return
+        try:
+            self._register.publish(self._leader_name, leader, deadline_s=self._deadline_s)
+        except RegisterError as error:
+            # The daemon says it again while ranks are missing.
+            log.warning("other nodes cannot be told where the leader is: %s", error)
+        else:
+            self._published = leader
+
+    def _seek(self) -> None:
+        try:
+            found = self._register.look(self._leader_name, deadline_s=self._deadline_s)
+        except RegisterError:
+            return  # The agent asks again, for as long as it is alone.
+        endpoint, _, key = found.partition(" ")
+        self._tell(LeaderFound(endpoint, key))
 
     def _retire(self, term: int, epoch: int, attempts: int) -> None:
         keys = [self.key(term, epoch, Gate.STAGE, 0)]

@@ -72,6 +72,25 @@ class TorchRegister:
         """See `DecisionRegister`."""
         self._ask(key, lambda client: str(client.delete_key(key)), deadline_s)
 
+    def publish(self, name: str, value: str, *, deadline_s: float) -> None:
+        """See `DecisionRegister`."""
+
+        def write(client: Store) -> str:
+            client.set(name, value)
+            return value
+
+        self._ask(name, write, deadline_s)
+
+    def look(self, name: str, *, deadline_s: float) -> str:
+        """See `DecisionRegister`."""
+
+        def read(client: Store) -> str:
+            # `get` waits for a key that is not there, as long as the client's timeout.
+            there = client.check([name])
+            return client.get(name).decode(errors="replace") if there else ""
+
+        return self._ask(name, read, deadline_s)
+
     def _ask(self, key: str, question: Callable[[Store], str], deadline_s: float) -> str:
         answer: Future[str] = Future()
         self._questions.put((question, answer))

@@ -43,3 +43,16 @@ def test_a_register_that_does_not_answer_is_an_error_naming_the_key() -> None:
     with register.stalled, pytest.raises(RegisterError, match=r"no answer for 'e7/flip' in 0.01 s"):
         register.decide("e7/flip", Verdict.ABORT, deadline_s=0.01)
     assert register.decide("e7/flip", Verdict.COMMIT, deadline_s=1.0) is Verdict.COMMIT
+
+
+def test_a_name_holds_what_was_published_last() -> None:
+    register = MemoryRegister()
+    assert register.look("leader", deadline_s=1.0) == ""
+    for value in ("here", "there"):
+        register.publish("leader", value, deadline_s=1.0)
+        assert register.look("leader", deadline_s=1.0) == value
+    with register.stalled:
+        with pytest.raises(RegisterError, match="'leader'"):
+            register.look("leader", deadline_s=0.01)
+        with pytest.raises(RegisterError, match="'leader'"):
+            register.publish("leader", "nowhere", deadline_s=0.01)

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from eplbd.core.agent_events import AgentEvent, AskRegister, RegisterAnswered, RegisterFailed
+from eplbd.core.agent_events import (
+    AgentEvent,
+    AskRegister,
+    LeaderFound,
+    PublishLeader,
+    RegisterAnswered,
+    RegisterFailed,
+    SeekLeader,
+)
 from eplbd.core.messages import Gate, Verdict
 from eplbd.worker.register import MemoryRegister
 from eplbd.worker.stager import Registrar
@@ -28,7 +36,7 @@ def told() -> queue.SimpleQueue[AgentEvent]:
 
 @pytest.fixture
 def registrar(register: MemoryRegister, told: queue.SimpleQueue[AgentEvent]) -> Iterator[Registrar]:
-    made = Registrar("g", register, told.put, deadline_s=0.05)
+    made = Registrar("g", register, told.put, incarnation="life 1", deadline_s=0.05)
     made.thread.start()
     yield made
     made.stop()
@@ -79,3 +87,36 @@ def test_retiring_forgets_the_keys_of_one_epoch_alone(
         assert isinstance(answered, RegisterAnswered)
         verdicts.append(answered.verdict)
     assert verdicts == [ABORT, ABORT, ABORT, COMMIT]
+
+
+NAME = "eplbd/g/leader/life 1"
+
+
+def test_who_leads_is_found_where_it_was_published(
+    registrar: Registrar, told: queue.SimpleQueue[AgentEvent]
+) -> None:
+    for endpoint in ("", "tcp://a:1", "tcp://b:2"):
+        if endpoint:
+            registrar.order(PublishLeader(endpoint, "key"))
+        registrar.order(SeekLeader())
+        key = "key" if endpoint else ""
+        assert told.get(timeout=DEADLINE_S) == LeaderFound(endpoint, key)
+
+
+def test_a_leader_is_published_once_and_again_if_that_failed(
+    register: MemoryRegister, registrar: Registrar, told: queue.SimpleQueue[AgentEvent]
+) -> None:
+    probe = AskRegister(3, 7, Gate.FLIP, 1, COMMIT)
+    with register.stalled:
+        for order in (PublishLeader("tcp://a:1", "key"), SeekLeader(), probe):
+            registrar.order(order)
+        assert isinstance(told.get(timeout=DEADLINE_S), RegisterFailed), "a silent store is no news"
+    for written in ("tcp://a:1 key", "by another"):
+        registrar.order(PublishLeader("tcp://a:1", "key"))
+        registrar.order(probe)
+        assert isinstance(told.get(timeout=DEADLINE_S), RegisterAnswered)
+        if written == "by another":
+            break
+        assert register.look(NAME, deadline_s=1.0) == written
+        register.publish(NAME, "by another", deadline_s=1.0)
+    assert register.look(NAME, deadline_s=1.0) == "by another", "it was known there already"

@@ -99,6 +99,14 @@ def test_a_forgotten_key_leaves_nothing_and_is_decided_anew(store: Store) -> Non
         assert register.decide("a", Verdict.COMMIT, deadline_s=5.0) is Verdict.COMMIT
 
 
+def test_a_name_holds_what_was_published_last_and_nobody_waits_for_it(store: Store) -> None:
+    with TorchRegister(store) as one, TorchRegister(store) as two:
+        assert two.look("leader", deadline_s=5.0) == ""
+        for value in ("tcp://a:1 k", "tcp://b:2 k"):
+            one.publish("leader", value, deadline_s=5.0)
+            assert two.look("leader", deadline_s=5.0) == value
+
+
 def test_something_else_under_the_key_is_no_verdict(store: Store) -> None:
     store.set("eplbd/decisions/a", "maybe")
     with TorchRegister(store) as register, pytest.raises(RegisterError, match="'a' holds 'maybe'"):
