@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ def offline(
     *,
     alone: bool = False,
     config: Path | None = None,
-    user: int | None = None,
+    prefix: Sequence[str] = (),
     **spec: object,
 ) -> dict[str, Any]:
     """Run it to its end; the report has what it said as `log`. spec: as `Spec` there.
 
-    alone: with eplbd switched off. config: the daemon's file. user: see `started`.
+    alone: with eplbd switched off. config: the daemon's file. prefix: of the command.
     """
     ranks = spec.get("ranks", 1)
     report, log = folder / f"report{ranks}.json", folder / f"offline{ranks}.log"
-    command: list[str | Path] = [BIN / "python"]
+    command: list[str | Path] = [*prefix, BIN / "python"]
     if ranks != 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         command += ["--master-port", str(free_port())]
@@ -39,7 +40,7 @@ def offline(
         env["EPLBD_DISABLE"] = "1"
     if config is not None:
         env["EPLBD_CONFIG"] = str(config)
-    with started([*command, OFFLINE, json.dumps(spec)], log, env, user) as engine:
+    with started([*command, OFFLINE, json.dumps(spec)], log, env) as engine:
         assert engine.wait() == 0, engine.story()
         found: dict[str, Any] = json.loads(report.read_text())
         return found | {"log": log.read_text(errors="replace")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from eplbd.runtime.status import read_document
 from eplbd.wire import control as wire
 from eplbd_vllm.demo.clients import Clients, check_prompts
 from eplbd_vllm.demo.engines import Server
+from tests.runtime.conftest import wait_until
 from tests.runtime.process import Process, daemon
 
 RESTLESS: dict[str, object] = {
@@ -43,6 +46,26 @@ RESTLESS: dict[str, object] = {
 
 ATTEMPTS = 10
 """To kill a daemon before the epoch ends that it was seen in."""
+
+
+NEWER = """
+import eplbd.core.messages as messages
+messages.WIRE_VERSION = messages.WIRE_VERSION_MIN = messages.WIRE_VERSION + 1
+from eplbd.cli import main
+main()
+"""
+
+
+@contextmanager
+def newer_daemon(config: Path, socket: Path) -> Iterator[None]:
+    """A daemon of the next wire version, once it listens."""
+    command = [sys.executable, "-c", NEWER, "serve", "--config", str(config)]
+    with subprocess.Popen(command) as popen:
+        try:
+            wait_until(socket.exists, "the daemon serves")
+            yield
+        finally:
+            popen.kill()
 
 
 class Lab:

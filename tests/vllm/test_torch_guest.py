@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ from eplbd.worker.torch_ring import TorchCounters  # noqa: E402
 from eplbd_vllm.settings import Settings  # noqa: E402
 from eplbd_vllm.torch_guest import Guest, Survey, group_name  # noqa: E402
 from eplbd_vllm.torch_tables import Tables  # noqa: E402
+from tests.runtime.conftest import wait_until  # noqa: E402
+from tests.runtime.process import write_config  # noqa: E402
+from tests.vllm.lab import newer_daemon  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -244,6 +248,20 @@ def test_the_hook_is_called_after_the_guest_has_left(ranks: Ranks) -> None:
     ranks.forward()
     assert ranks.attached == [False, False]
     assert [guest.forwards for guest in ranks.guests] == [1, 1]
+
+
+def test_a_daemon_of_another_wire_version_is_told_of_and_the_engine_serves(
+    ranks: Ranks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket = tmp_path / "none.sock"
+    with newer_daemon(write_config(tmp_path, daemon__socket=f"ipc://{socket}"), socket):
+        ranks.attach()
+        wait_until(lambda: len(warnings(caplog)) >= RANKS, "each rank says it")
+        ranks.forward()
+    said = warnings(caplog)
+    assert len(set(said)) == 1, said
+    assert re.search("eplbd refuses this worker: .* wire versions.*: upgrade .*worker", said[0])
+    assert [guest.forwards for guest in ranks.guests] == [1] * RANKS
 
 
 @pytest.mark.parametrize(

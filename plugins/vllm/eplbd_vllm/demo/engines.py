@@ -147,18 +147,11 @@ class Engine:
 
 
 @contextmanager
-def started(
-    command: Sequence[str | Path], log: Path, env: Mapping[str, str], user: int | None = None
-) -> Iterator[Engine]:
-    """Start an engine in a session of its own; nothing of that session outlives the block.
-
-    user: number of who it runs as, None for whoever runs this.
-    """
+def started(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> Iterator[Engine]:
+    """Start an engine in a session of its own; nothing of that session outlives the block."""
     before = segments()
     # What it leaves is kept together: sockets between its processes, caches of configurations.
     with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as scratch:
-        if user is not None:
-            os.chown(scratch, user, -1)
         with log.open("wb") as out:
             popen = subprocess.Popen(  # noqa: S603 - no shell: the arguments are ours
                 [*map(str, command)],
@@ -167,7 +160,6 @@ def started(
                 stderr=subprocess.STDOUT,
                 env={**env, "TMPDIR": scratch, "HOME": scratch},
                 cwd=scratch,
-                user=user,
                 start_new_session=True,
             )
         engine = Engine(popen, log)
