@@ -99,6 +99,8 @@ class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opening: Literal["stored", "spread", "none"] = "stored"
     rank_speed: tuple[RankSpeed, ...] = ()
     measure_speed: bool = False
+    share_heat: tuple[Name, ...] = ()
+    rollout: Literal["together", "one-at-a-time"] = "together"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

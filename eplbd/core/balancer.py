@@ -34,12 +34,15 @@ from eplbd.core.orders import PREVIOUS, Orders
 from eplbd.core.placement import par
 from eplbd.core.prepare import write_prepares
 from eplbd.core.recording import Recording
+from eplbd.core.replicas import may_move, window
 from eplbd.core.shadow import Shadows
 from eplbd.core.speed import weigh
 from eplbd.core.timing import Timing
 from eplbd.errors import PlacementError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from eplbd.core.assembly import Step
     from eplbd.core.cluster import NodeHeat
     from eplbd.core.heat import Heat
@@ -89,6 +92,8 @@ class Balancer:
         """Why the plan under way must not go on."""
         self.before: Placement | None = None
         """In force before the newest rebalance that changed anything."""
+        self.neighbours: Collection[Balancer] = ()
+        """All groups of the daemon."""
         self.now = now
         self.out: list[Effect] = []
 
@@ -127,9 +132,9 @@ class Balancer:
 
     # --- time -----------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Let time pass."""
-        self.now = now
+    def tick(self, now: float, neighbours: Collection[Balancer] = ()) -> None:
+        """Let time pass, beside the other groups of the daemon."""
+        self.now, self.neighbours = now, neighbours
         self.group.tick(now)
         if self.ledger is not None:
             self.recording.tick(self.ledger)
@@ -158,7 +163,7 @@ class Balancer:
             self._say_fixed()
         if self.opening and self.opening.due and resting:
             self.opening.begin(cycle, group)
-        if cycle.may_move(self.now) and not self.stopping:
+        if cycle.may_move(self.now) and not self.stopping and may_move(self):
             self._begin_epoch(cycle)
         elif cycle.stage is Stage.MEASURING:
             self.measure(cycle)
@@ -222,16 +227,16 @@ class Balancer:
             return False
         if group.phase is not Phase.READY or group.leader or not cycle.wants_plan(self.now):
             return False
-        if self.held or self.orders.sole(group.placement) is not None:
+        if self.held or self.orders.sole(group.placement) is not None or not may_move(self):
             return False
         assert self.opening is not None
         weigh(self)
-        window = self.opening.heat(ledger.heat(self.settings.balance.phase), group)
-        heat = cycle.consider(window, group.placement, policy, self.now)
+        seen = self.opening.heat(window(self), group)
+        heat = cycle.consider(seen, group.placement, policy, self.now)
         assert self.shadows is not None
         measured = not self.opening.assumed
         if measured and (heat is not None or self.now >= self.shadows.next_at):
-            show(self, window)
+            show(self, seen)
         if heat is None:
             return False
         self.ask(request, policy, heat, group.placement, self.orders)

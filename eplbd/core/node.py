@@ -310,7 +310,7 @@ class Node:
             raise LocalProtocolError(f"time went back from {self.now} to {now}")
         self.now = now
         for balancer in self.balancers.values():
-            balancer.tick(now)
+            balancer.tick(now, self.balancers.values())
             self.questions.watch(balancer)
             if not self.stopping:
                 self.questions.ask(balancer)

@@ -30,6 +30,8 @@ class BalanceSettings:
     opening: str = "stored"
     rank_speed: tuple[str, ...] = ()
     measure_speed: bool = False
+    share_heat: tuple[str, ...] = ()
+    rollout: str = "together"
 
 
 @dataclass(frozen=True, slots=True)
