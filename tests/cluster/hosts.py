@@ -1,4 +1,4 @@
-"""Hosts made of namespaces: a network and a host name of its own each, and nothing else.
+"""Hosts made of namespaces: a network, a host name and a view of /etc/hosts each, nothing else.
 
 Two networks join them, as in a machine room. The engine's (`eth0`, 10.77.0.N) is a kernel bridge;
 the daemons' (`eth1`, 10.78.0.N) is a `Wire`, with delay and loss. Owns the namespaces, for as long
@@ -12,24 +12,28 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.waiting import until
 from tests.cluster.wire import Wire, open_tap
 
 ENGINE, CLUSTER = "eth0", "eth1"
-START_S = 20.0
 ANCHOR = """
-import ctypes, signal, socket, sys
+import ctypes, signal, socket, subprocess, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-socket.sethostname(sys.argv[1])
+_, name, folder = sys.argv
+socket.sethostname(name)
+for file in ("hosts", "resolv.conf"):
+    subprocess.run(["mount", "--bind", f"{folder}/{file}", f"/etc/{file}"], check=True)
 print("ready", flush=True)
 sys.stdin.read()
 """
 """Lives until its standard input ends, or whoever started it dies (PR_SET_PDEATHSIG)."""
+NAMESPACES = ("--net", "--uts", "--mount")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Host:
     @property
     def prefix(self) -> tuple[str, ...]:
         """What makes a command run here."""
-        return ("nsenter", f"--target={self.anchor}", "--net", "--uts", "--")
+        return ("nsenter", f"--target={self.anchor}", *NAMESPACES, "--")
 
     def run(self, *command: str) -> str:
         """Run a command here; what it says."""
@@ -102,7 +106,7 @@ def why_not() -> str:
         return "/dev/net/tun cannot be opened"
     bridge = "ip link add name br0 type bridge && ip link add name v0 type veth peer name v1"
     tried = subprocess.run(
-        ["unshare", "--net", "--uts", "sh", "-c", bridge], capture_output=True, check=False
+        ["unshare", *NAMESPACES, "sh", "-c", bridge], capture_output=True, check=False
     )
     return "" if tried.returncode == 0 else f"no namespaces: {tried.stderr.decode().strip()}"
 
@@ -114,11 +118,14 @@ def open_room(names: Sequence[str], *, delay_s: float, loss: float) -> Iterator[
     delay_s, loss: of the daemons' network, one way.
     """
     with contextlib.ExitStack() as stack:
-        switch = stack.enter_context(_anchored("switch", 0))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _write_names(folder, names)
+        switch = stack.enter_context(_anchored("switch", 0, folder))
         switch.run("ip", "link", "add", "bridge0", "type", "bridge")
         switch.run("ip", "link", "set", "bridge0", "up")
         hosts = [
-            stack.enter_context(_anchored(name, index)) for index, name in enumerate(names, start=1)
+            stack.enter_context(_anchored(name, index, folder))
+            for index, name in enumerate(names, start=1)
         ]
         for host in hosts:
             _join(host, switch)
@@ -128,6 +135,15 @@ def open_room(names: Sequence[str], *, delay_s: float, loss: float) -> Iterator[
             host.run("ip", "link", "set", CLUSTER, "up")
         wire = stack.enter_context(Wire(ends, delay_s=delay_s, loss=loss))
         yield Room(tuple(hosts), switch, wire)
+
+
+def _write_names(folder: Path, names: Sequence[str]) -> None:
+    """Who is called what; nobody is asked beyond that, since nobody would answer."""
+    lines = ["127.0.0.1 localhost"]
+    for index, name in enumerate(names, start=1):
+        lines += [f"10.78.0.{index} {name}", f"10.77.0.{index} {name}-{ENGINE}"]
+    (folder / "hosts").write_text("\n".join(lines) + "\n")
+    (folder / "resolv.conf").write_text("")
 
 
 def _join(host: Host, switch: Host) -> None:
@@ -143,9 +159,9 @@ def _join(host: Host, switch: Host) -> None:
 
 
 @contextlib.contextmanager
-def _anchored(name: str, index: int) -> Iterator[Host]:
+def _anchored(name: str, index: int, folder: Path) -> Iterator[Host]:
     anchor = subprocess.Popen(
-        ["unshare", "--net", "--uts", "python3", "-c", ANCHOR, name],
+        ["unshare", *NAMESPACES, sys.executable, "-c", ANCHOR, name, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -166,15 +182,3 @@ def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
-
-
-def reachable(host: Host, address: str, port: int) -> bool:
-    """Whether something listens there, as seen from a host."""
-    probe = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),1).close()"
-    command = [*host.prefix, "python3", "-c", probe, address, str(port)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def wait_until_reachable(host: Host, address: str, port: int) -> None:
-    """Return once something listens there."""
-    until(lambda: reachable(host, address, port), START_S, f"{host.name} reaches {address}:{port}")

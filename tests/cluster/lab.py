@@ -204,4 +204,3 @@ def keygen(served: Served) -> None:
 def trust(served: Served, other: Served, name: str) -> None:
     """Copy another host's public key, as an operator would."""
     shutil.copy(other.folder / "keys" / "node.key", served.folder / "trust" / f"{name}.key")
-
