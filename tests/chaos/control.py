@@ -33,7 +33,7 @@ class Setting(msgspec.Struct, frozen=True):
     """One worker. port: of the store, 0 for rank 0, which hosts it. period_s: of a step, at least.
 
     transfer_timeout_s: of the executor. host, interface: where the store is, and the network device
-    by which the ranks reach each other.
+    by which the ranks reach each other. group: its name.
     """
 
     rank: int
@@ -45,6 +45,7 @@ class Setting(msgspec.Struct, frozen=True):
     transfer_timeout_s: float
     host: str = "127.0.0.1"
     interface: str = "lo"
+    group: str = "chaos"
 
 
 class Tell(msgspec.Struct, frozen=True, tag=True):

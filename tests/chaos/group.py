@@ -202,13 +202,15 @@ class Group(Ranks):
         dispatch: str = "all-to-all",
         period_s: float = 0.025,
         transfer_timeout_s: float = 10.0,
+        name: str = "chaos",
     ) -> None:
         super().__init__(folder, ranks)
+        self._name = name
         self.proxy = Proxy(f"ipc://{folder}/front.sock", daemon)
         self._shared = self.proxy.front, dispatch, period_s, transfer_timeout_s
 
     def _setting(self, rank: int, port: int) -> c.Setting:
-        return c.Setting(rank, self.ranks, port, *self._shared)
+        return c.Setting(rank, self.ranks, port, *self._shared, group=self._name)
 
     def start(self) -> None:
         """Start the relay and the workers, and return when all of them run forwards."""

@@ -146,7 +146,7 @@ class Worker:
             AgentThread=partial(f.TroubledAgent, self.faults),
             TorchRegister=partial(f.SlowRegister, self.faults),
         )
-        membership = torch_attach.Membership("chaos", rank, ranks, store, dispatch)
+        membership = torch_attach.Membership(setting.group, rank, ranks, store, dispatch)
         agent = torch_attach.attach(
             stack, setting.socket, membership, start, self.executor, engine, ring
         )
