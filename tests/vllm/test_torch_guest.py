@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from eplbd.worker.torch_attach import Membership  # noqa: E402
 from eplbd.worker.torch_experts import ExpertTensors  # noqa: E402
 from eplbd.worker.torch_ring import TorchCounters  # noqa: E402
 from eplbd_vllm.settings import Settings  # noqa: E402
-from eplbd_vllm.torch_guest import Guest, Survey, group_name  # noqa: E402
+from eplbd_vllm.torch_guest import Guest, Survey  # noqa: E402
 from eplbd_vllm.torch_tables import Tables  # noqa: E402
 from tests.runtime.conftest import wait_until  # noqa: E402
 from tests.runtime.process import write_config  # noqa: E402
@@ -264,17 +264,10 @@ def test_a_daemon_of_another_wire_version_is_told_of_and_the_engine_serves(
     assert [guest.forwards for guest in ranks.guests] == [1] * RANKS
 
 
-@pytest.mark.parametrize(
-    ("named", "served", "expected"),
-    [
-        ("ours", None, "ours"),
-        ("", None, "tiny"),
-        ("", "some/served", "served"),
-        ("", ["first/", "second"], "first"),
-    ],
-)
-def test_the_group_is_called_as_the_operator_or_the_model(
-    named: str, served: str | list[str] | None, expected: str
-) -> None:
-    model = SimpleNamespace(model="/models/tiny/", served_model_name=served)
-    assert group_name(Settings("", named, "auto", 2), model) == expected
+def test_all_ranks_have_the_name_that_rank_0_gave(ranks: Ranks) -> None:
+    """An engine may show each of them other devices."""
+    for rank, guest in enumerate(ranks.guests):
+        guest._membership = replace(guest._membership, group=f"tiny@{rank}")  # noqa: SLF001
+    ranks.attach()
+    agents = [guest.agent for guest in ranks.guests]
+    assert [agent and agent.identity.group for agent in agents] == ["tiny@0"] * RANKS

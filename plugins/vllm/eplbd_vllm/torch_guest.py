@@ -34,7 +34,6 @@ from eplbd_vllm.faults import sentence
 from eplbd_vllm.settings import Settings
 from eplbd_vllm.torch_opening import Walk
 from eplbd_vllm.torch_weights import table
-from eplbd_vllm.upstream import ModelConfig
 
 log = logging.getLogger("vllm.eplbd")
 
@@ -139,7 +138,7 @@ class Guest:
         complaint = agree(member.store, member.rank, member.ranks, complaint)
         if complaint or parts is None:
             return complaint
-        self._start(member, *parts)
+        self._start(named(member), *parts)
         return ""
 
     def pause(self, *, lost: bool) -> None:
@@ -286,11 +285,13 @@ def agree(store: Store, rank: int, ranks: int, complaint: str) -> str:
     return ""
 
 
-def group_name(settings: Settings, model: ModelConfig) -> str:
-    """Return the operator's name of the EP group, or the last part of the served model's."""
-    name = model.served_model_name or model.model
-    first = name if isinstance(name, str) else name[0]
-    return settings.group or first.rstrip("/").rpartition("/")[2] or "default"
+def named(member: Membership) -> Membership:
+    """Return the member under its group's name: rank 0's, which `agree` has waited for."""
+    client = own_client(member.store, RENDEZVOUS_S)
+    if member.rank == 0:
+        client.set("name", member.group)
+        return member
+    return replace(member, group=client.get("name").decode())
 
 
 def _route(setting: str, device: torch.device) -> Route:

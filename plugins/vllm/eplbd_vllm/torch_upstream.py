@@ -6,6 +6,7 @@ guest stays, nor how many times it comes (`torch_guest`).
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 
 import torch
@@ -16,8 +17,9 @@ from eplbd.core.messages import Counts, Dispatch
 from eplbd.errors import ConfigError
 from eplbd.worker.torch_attach import Membership
 from eplbd_vllm import conditions
+from eplbd_vllm.naming import group_name
 from eplbd_vllm.settings import Settings
-from eplbd_vllm.torch_guest import Guest, Survey, group_name
+from eplbd_vllm.torch_guest import Guest, Survey
 from eplbd_vllm.torch_heat import Heat
 from eplbd_vllm.torch_tables import Tables
 from eplbd_vllm.torch_weights import expert_tensors
@@ -29,7 +31,7 @@ def guest_of(worker: Worker, model: MoeModel, settings: Settings, group: Group) 
     config = worker.vllm_config
     replicated = config.parallel_config.data_parallel_size == 1
     membership = Membership(
-        group_name(settings, config.model_config),
+        group_name(settings, config, os.environ, group.ranks[0]),
         group.rank_in_group,
         group.world_size,
         # Of the world, which is the EP group where there are no pipeline stages.

@@ -11,6 +11,7 @@ whole layer's worth of experts, none is made.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,8 +32,9 @@ from eplbd_vllm.ascend.torch_formats import Npu, NpuImages
 from eplbd_vllm.ascend.torch_heat import Heat
 from eplbd_vllm.ascend.torch_maps import Maps
 from eplbd_vllm.ascend.torch_weights import DESCRIBED, check_engine_table, expert_tensors
+from eplbd_vllm.naming import group_name
 from eplbd_vllm.settings import Settings
-from eplbd_vllm.torch_guest import Guest, Survey, group_name
+from eplbd_vllm.torch_guest import Guest, Survey
 
 _ADAPTOR = "vllm_ascend.eplb.adaptor.vllm_adaptor"
 _CONTEXT = "vllm_ascend.ascend_forward_context"
@@ -43,7 +45,7 @@ def guest_of(worker: Worker, settings: Settings) -> Guest:
     """Return the guest of a worker, in the engine's own group for balancing."""
     group: Group = importlib.import_module(_GROUPS).get_dynamic_eplb_group()
     membership = Membership(
-        group_name(settings, worker.vllm_config.model_config),
+        group_name(settings, worker.vllm_config, os.environ, group.ranks[0]),
         group.rank_in_group,
         group.world_size,
         # With pipeline stages, several groups share one store.
