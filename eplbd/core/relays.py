@@ -64,15 +64,15 @@ class Relays:
             reason = f"group {hello.group!r} has restarted since; stop this worker"
             self.out.append(Send(peer, m.Refused(reason)))
             return [peer]
+        before = relay.leader if relay is not None else leader
         if relay is None or hello.incarnation > relay.incarnation:
-            gone = self.drop(hello.group)
+            gone = [*relay.peers.values()] if relay is not None else []
             relay = self.groups[hello.group] = Relay(hello, leader, self.settings, now=self.now)
             fields = {"group": hello.group, "leader": leader.endpoint}
             self.out.append(Note("info", "group relayed", fields))
-        elif leader != relay.leader:
-            before = relay.leader
+        elif leader != before:
             relay.follow(leader)
-            self._hang_up(before)
+        self._hang_up(before)
         replaced = relay.hello(peer, seq, hello)
         return [*gone, *([] if replaced is None else [replaced])]
 
@@ -81,7 +81,6 @@ class Relays:
         relay = self.groups.pop(name, None)
         if relay is None:
             return []
-        self.out += relay.drain()
         self._hang_up(relay.leader)
         return [*relay.peers.values()]
 

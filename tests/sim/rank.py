@@ -23,6 +23,7 @@ from eplbd.core.agent_events import (
     Heard,
     Neared,
     PlaceArm,
+    PublishLeader,
     Reply,
     Reserve,
     Reserved,
@@ -31,6 +32,7 @@ from eplbd.core.agent_events import (
     RunRounds,
     SayHello,
     SayPulse,
+    SeekLeader,
     Stand,
 )
 from eplbd.core.events import Tick
@@ -79,6 +81,7 @@ class SimRank:
         self, rank: int, placement: Placement, incarnation: str, *, weighted: bool = False
     ) -> None:
         self.rank, self.incarnation, self.weighted = rank, incarnation, weighted
+        self.node = "node0"
         self.agent = Agent(rank, placement)
         self.slots: dict[tuple[int, int], Content] = {
             (layer, slot): (layer, int(placement.slots[layer, rank, slot]))
@@ -92,7 +95,7 @@ class SimRank:
         self.lane = 0
         self.arm: Arm | None = None
         self.stager: deque[Job] = deque()
-        self.registrar: deque[AskRegister] = deque()
+        self.registrar: deque[AskRegister | PublishLeader | SeekLeader] = deque()
         self.outbox: list[m.FromAgent] = []
         self.stopped = False
         self.register_held_until = 0.0
@@ -114,7 +117,7 @@ class SimRank:
                     self.outbox.append(self.stands())
                 case Reserve() | RunRounds() | Discard():
                     self.stager.append(Job(effect))
-                case AskRegister():
+                case AskRegister() | PublishLeader() | SeekLeader():
                     self.registrar.append(effect)
                 case PlaceArm():
                     self._place_arm(effect)
@@ -134,7 +137,7 @@ class SimRank:
             incarnation=self.incarnation,
             rank=self.rank,
             ranks=placement.ranks,
-            node="node0",
+            node=self.node,
             layers=placement.layers,
             experts=placement.experts,
             slots_per_rank=placement.slots_per_rank,
@@ -142,6 +145,8 @@ class SimRank:
             expert_bytes=1,
             layout_digest="sim",
             weighted=self.weighted,
+            leader=self.agent.contact.leader,
+            leader_key=self.agent.contact.leader_key,
         )
 
     def stands(self) -> m.Stands:

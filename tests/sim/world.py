@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eplbd.core import messages as m
-from eplbd.core.agent_events import RegisterAnswered
 from eplbd.core.events import (
     AskPolicy,
     CycleEnded,
@@ -38,6 +37,7 @@ from eplbd.core.node import Node
 from eplbd.core.placement import Placement
 from tests.sim.quick import PATIENT, QUICK, TICK_S, Shape
 from tests.sim.rank import SimRank
+from tests.sim.store import Store
 from tests.sim.transport import Transport
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class World:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.now = 0.0
-        self.register: dict[tuple[object, ...], m.Verdict] = {}
         self.used: dict[int, str] = {}
         self.echo_until = 0.0
         self.dies_at: type[m.FromLeader] | None = None
@@ -92,12 +91,12 @@ class World:
         self.down: list[deque[Any]] = [deque() for _ in self.ranks]
         self.sent = [0] * shape.ranks
         self.transport = Transport(self.ranks)
-        self.register.clear()
+        self.store = Store()
         self.used.clear()
 
     def start_daemon(self, *, stale: bool = False) -> None:
         """Start a daemon with the stored state, or with none or an old one."""
-        self.node = Node(self.settings)
+        self.node = self.new_node()
         self.daemons += 1
         self.proposals: deque[AskPolicy] = deque()
         self.feed(Tick(self.now))
@@ -108,17 +107,25 @@ class World:
                 known = kept.term, kept.epoch, kept.placement, kept.likeness
                 self.feed(Restored(name, *known))
 
+    def new_node(self) -> Node:
+        """Make the machine of a daemon that starts."""
+        return Node(self.settings)
+
     def kill_daemon(self) -> None:
         """SIGKILL: what was on the way to it is gone; what it had sent may arrive, and late."""
         self.node = None
+        self.cut_off(self.up, self.down)
+
+    def cut_off(self, up: list[deque[Any]], down: list[deque[Any]]) -> None:
+        """A process died: what was on the way to it is gone, what is from it may be late."""
         if self.random.random() < 0.5:
-            for down in self.down:
+            for queue in down:
                 due = self.now + self.random.uniform(0.1, 3.0)
-                self.limbo += [(due, down, message) for message in down]
-                down.clear()
-        for queue in self.up:
+                self.limbo += [(due, queue, message) for message in queue]
+                queue.clear()
+        for queue in up:
             queue.clear()
-        self.limbo = [held for held in self.limbo if not any(held[1] is up for up in self.up)]
+        self.limbo = [held for held in self.limbo if not any(held[1] is gone for gone in up)]
 
     # --- the daemon's shell ---------------------------------------------------------------------
 
@@ -204,11 +211,15 @@ class World:
 
     # --- network --------------------------------------------------------------------------------
 
+    def daemon_of(self, rank: int) -> Node | None:
+        """Return the daemon that serves a rank."""
+        return self.node if rank < len(self.ranks) else None
+
     def collect(self, rank: int) -> None:
         """Put what a rank said on the wire; without a daemon it goes nowhere."""
         for message in self.ranks[rank].outbox:
             self.sent[rank] += 1
-            if self.node is not None:
+            if self.daemon_of(rank) is not None:
                 self.up[rank].append((self.sent[rank], message))
         self.ranks[rank].outbox.clear()
 
@@ -223,7 +234,10 @@ class World:
 
     def disturb(self, rank: int, what: str, *, upward: bool) -> None:
         """Drop, repeat, reorder or hold back on one of a rank's two ways."""
-        queue: deque[Any] = self.up[rank] if upward else self.down[rank]
+        self.disturb_queue(self.up[rank] if upward else self.down[rank], what)
+
+    def disturb_queue(self, queue: deque[Any], what: str) -> None:
+        """Do it to the messages that are on one way."""
         if not queue:
             return
         match what:
@@ -242,11 +256,8 @@ class World:
     # --- register ---------------------------------------------------------------------------------
 
     def run_registrar(self, rank: int) -> None:
-        """Let a rank ask the register: the first writer decides for all."""
-        ask = self.ranks[rank].registrar.popleft()
-        key = (ask.term, ask.epoch, ask.gate, ask.attempt)
-        verdict = self.register.setdefault(key, ask.proposal)
-        self.ranks[rank].step(RegisterAnswered(ask.term, ask.epoch, ask.gate, ask.attempt, verdict))
+        """Let a rank ask the register."""
+        self.store.answer(self.ranks[rank])
 
     def echo(self, seconds: float) -> None:
         """Everything said to any rank from now on, for a while, is said again later."""
@@ -319,7 +330,7 @@ class World:
             doable.append(self.answer_policy)
         for rank, me in enumerate(self.ranks):
             self.collect(rank)
-            if self.up[rank] and self.node:
+            if self.up[rank] and self.daemon_of(rank):
                 doable.append(partial(self.deliver_up, rank))
             if me.stopped:
                 continue
@@ -371,7 +382,7 @@ class World:
         return plan is not None and plan.remaining > left
 
     def story(self) -> str:
-        """Where everybody stands, and the last of the log."""
+        """Where all stand, and what was logged last."""
         ranks = [
             (r.agent.standing, r.agent.term, r.agent.epoch, r.agent.pending, r.forward)
             for r in self.ranks

@@ -18,12 +18,12 @@ import zmq
 from numpy.typing import NDArray
 
 from eplbd.core import messages as m
-from eplbd.core.agent_events import AskRegister, RegisterAnswered
 from eplbd.core.placement import Placement
 from eplbd.errors import RemoteProtocolError
 from eplbd.wire.messages import LEADER
 from eplbd.worker.outbox import Outbox
 from tests.sim.rank import SimRank
+from tests.sim.store import Store
 from tests.sim.transport import Transport
 
 HIGH_WATER = 16
@@ -69,7 +69,7 @@ class Fleet:
         self._sockets = [self._connected(rank) for rank in range(shape.ranks)]
         self._outboxes = [Outbox(partial(self._post, socket)) for socket in self._sockets]
         self._transport = Transport(self.ranks)
-        self._register: dict[tuple[object, ...], m.Verdict] = {}
+        self._store = Store()
         self._window = 0
         """Forwards under the map in force that were not reported."""
 
@@ -88,7 +88,7 @@ class Fleet:
             if me.stager:
                 self._transport.run(rank)
             while me.registrar:
-                self._answer(me, me.registrar.popleft())
+                self._store.answer(me)
         if not any(me.blocked for me in self.ranks):
             self._forward()
         for me, outbox in zip(self.ranks, self._outboxes, strict=True):
@@ -141,11 +141,6 @@ class Fleet:
                     yield LEADER.decode(frames)[1]
                 except RemoteProtocolError as error:
                     raise AssertionError(f"the daemon speaks another language: {error}") from error
-
-    def _answer(self, me: SimRank, ask: AskRegister) -> None:
-        key = (ask.term, ask.epoch, ask.gate, ask.attempt)
-        verdict = self._register.setdefault(key, ask.proposal)
-        me.step(RegisterAnswered(*key, verdict))
 
     # --- engine ---------------------------------------------------------------------------------
 

@@ -1,0 +1,143 @@
+"""The protocol across nodes, under faults: a leader, its relays, and a network that fails.
+
+As `test_protocol` for one node, whose faults are among these. The seeds are others': a schedule of
+this world has more to do between any two faults.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.core.test_protocol import inject
+from tests.seeds import sweep
+from tests.sim.nodes import Nodes
+from tests.sim.world import PATIENT, Shape
+
+FAULT_BUDGET = 6
+
+HARMS = (
+    *("relay dies", "relay dies", "relay restarts", "relay restarts"),
+    *("leader moves", "leader moves", "cut", "cut", "cut for long"),
+    *("drop", "repeat", "delay", "delay", "reorder", "reorder"),
+)
+
+SHAPES = [
+    (Shape(layers=2, experts=5, ranks=4, slots_per_rank=3), 2),
+    (Shape(layers=1, experts=4, ranks=3, slots_per_rank=2), 3),
+    (Shape(layers=1, experts=4, ranks=2, slots_per_rank=2), 2),
+]
+
+
+def harm(world: Nodes, chance: random.Random) -> str:
+    """Do the world one harm: a third of them are of a single node."""
+    if chance.random() < 1 / 3:
+        return inject(world, chance)
+    node = chance.randrange(1, world.nodes)
+    what = chance.choice(HARMS)
+    match what:
+        case "relay dies":
+            world.kill_relay(node)
+        case "relay restarts":
+            world.kill_relay(node)
+            world.start_relay(node)
+        case "leader moves":
+            world.move_leader()
+        case "cut":
+            world.cut_network(node, chance.uniform(0.1, 1.0))
+        case "cut for long":
+            world.cut_network(node, 5.0)
+        case _:
+            world.disturb_network(node, what, upward=chance.random() < 0.5)
+    return what
+
+
+def made(seed: int) -> Nodes:
+    shape, nodes = SHAPES[seed % len(SHAPES)]
+    return Nodes(shape=shape, nodes=nodes, seed=seed)
+
+
+@pytest.mark.parametrize("seed", sweep(240))
+def test_group_on_several_nodes_survives_faults(seed: int) -> None:
+    """Any schedule of up to six faults: maps agree at all times, and then balancing resumes."""
+    chance = random.Random(seed)
+    world = made(seed)
+    world.run(chance.randrange(200, 1500))
+    for _ in range(FAULT_BUDGET):
+        harm(world, chance)
+        world.run(chance.randrange(1, 400))
+    world.settle()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_without_faults_nothing_aborts(seed: int) -> None:
+    world = made(seed)
+    world.settings = replace(PATIENT, cluster=replace(PATIENT.cluster, interval_s=0.1))
+    world.kill_daemon()
+    world.start_daemon()
+    for _ in range(3):
+        world.settle()
+    assert world.aborted == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_that_restarts_is_taken_up_anew(seed: int) -> None:
+    world = made(seed)
+    world.settle()
+    world.restart_group()
+    world.settle()
+
+
+class Faults(RuleBasedStateMachine):
+    """Hypothesis chooses the schedule, so that what fails is shrunk to what matters."""
+
+    @initialize(seed=st.integers(0, 2**16))
+    def begin(self, seed: int) -> None:
+        self.world = made(seed)
+        self.budget = FAULT_BUDGET
+
+    @rule(steps=st.integers(1, 100))
+    def go_on(self, steps: int) -> None:
+        self.world.run(steps)
+
+    @rule(steps=st.integers(100, 600))
+    def go_on_for_long(self, steps: int) -> None:
+        self.world.run(steps)
+
+    @precondition(lambda self: self.budget > 0)
+    @rule(seed=st.integers(0, 2**16))
+    def harm(self, seed: int) -> None:
+        self.budget -= 1
+        harm(self.world, random.Random(seed))
+
+    @rule(rounds=st.integers(1, 8))
+    def time_passes(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.tick()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.settle()
+
+
+def test_hypothesis_finds_no_schedule_that_breaks_it() -> None:
+    run_state_machine_as_test(
+        Faults,
+        settings=settings(
+            max_examples=min(40, settings().max_examples),
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
