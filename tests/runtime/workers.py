@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PLACEMENT = Placement.linear(2, 4, 2, 3)
 Register = dict[tuple[object, ...], Verdict]
+Store = dict[str, tuple[str, str]]
 
 
 class Worker:
@@ -49,6 +50,9 @@ class Worker:
         """Whether the engine takes shares."""
         self.idle = False
         """Whether the engine makes no forward: what is to flip at one does not."""
+        self.node = "here"
+        self.store: Store = {}
+        """Where the group's ranks leave word for each other: one for all, where that matters."""
         self.hot = 2
         """The expert that gets a hundred times as many tokens as any other."""
 
@@ -89,8 +93,14 @@ class Worker:
                 assert self.arm is not None
                 if verdict is Verdict.COMMIT and not self.idle:
                     self.step(a.Flipped(self.arm.term, self.arm.epoch, self.arm.at))
-            case a.Discard():
-                pass
+            case a.PublishLeader() | a.SeekLeader() | a.Discard():
+                self.leave_word(effect)
+
+    def leave_word(self, effect: a.PublishLeader | a.SeekLeader | a.Discard) -> None:
+        if isinstance(effect, a.PublishLeader):
+            self.store["leader"] = (effect.endpoint, effect.key)
+        elif isinstance(effect, a.SeekLeader):
+            self.step(a.LeaderFound(*self.store.get("leader", ("", ""))))
 
     def say(self, message: m.FromAgent) -> None:
         self.seq += 1
@@ -105,7 +115,7 @@ class Worker:
             incarnation=self.incarnation,
             rank=self.agent.rank,
             ranks=initial.ranks,
-            node="here",
+            node=self.node,
             layers=initial.layers,
             experts=initial.experts,
             slots_per_rank=initial.slots_per_rank,
@@ -113,6 +123,8 @@ class Worker:
             expert_bytes=1_000,
             layout_digest="0" * 16,
             weighted=self.weighted,
+            leader=self.agent.contact.leader,
+            leader_key=self.agent.contact.leader_key,
         )
 
     def stands(self) -> m.Stands:
@@ -154,11 +166,14 @@ def group(connect: Connect, incarnation: str = "1") -> list[Worker]:
     return [Worker(rank, connect, register, incarnation) for rank in range(PLACEMENT.ranks)]
 
 
-def drive(workers: Sequence[Worker], happened: Callable[[], bool], what: str) -> None:
-    """Turn the workers until it `happened`; fail with `what` if it does not."""
+def drive(
+    workers: Sequence[Worker], happened: Callable[[], bool], what: str | Callable[[], str]
+) -> None:
+    """Turn the workers until it `happened`; fail with `what`, as it is then, if it does not."""
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
-        assert time.monotonic() < deadline, f"did not happen: {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not happen: {what if isinstance(what, str) else what()}")
         for worker in workers:
             worker.turn()
         time.sleep(0.002)
