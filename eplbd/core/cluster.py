@@ -66,8 +66,8 @@ class NodeHeat:
     ranks: NDArray[np.int32] = array("int32", 1)
     """Ascending, `[r]`."""
     counts: NDArray[np.uint8 | np.uint16 | np.int32] = array(None, 4)
-    """`[r, steps, layers, slots_per_rank]` (received) or `[r, steps, layers, slots]` (sent), in the
-    narrowest of uint8, uint16 and int32 that holds all of them."""
+    """`[r, steps, layers, slots_per_rank]` (received) or `[r, steps, layers, slots]` (sent), as the
+    narrowest of uint8, uint16 and int32 that holds them all."""
     routed: NDArray[np.int64] = array("int64", 2)
     """`[r, steps]`."""
     tokens: NDArray[np.int32] = array("int32", 2)

@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from eplbd.core import messages
+from eplbd.core import cluster, messages
+from eplbd.core.contact import SEEK_S
 from eplbd.core.settings import EpochSettings, SessionSettings
 from eplbd.wire import limits
+from eplbd.wire.bundle import FROM_RELAY
 from eplbd.wire.messages import FROM_AGENT, FROM_LEADER
 
+RELAYS_OWN = {tag: kind for tag, kind in FROM_RELAY.items() if tag not in FROM_AGENT}
 DOCUMENT = Path(limits.__file__).with_name("PROTOCOL.md")
 BEGIN, END = "<!-- messages: begin -->\n", "<!-- messages: end -->\n"
 
@@ -37,10 +41,10 @@ def _said_of(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
 
 def _classes() -> dict[str, tuple[str, dict[str, str]]]:
     """Class to its docstring and to what is said of each of its names."""
-    tree = ast.parse(Path(messages.__file__).read_text())
     return {
         node.name: (" ".join((ast.get_docstring(node) or "").split()), dict(_said_of(node.body)))
-        for node in tree.body
+        for module in (messages, cluster)
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
     }
 
@@ -48,7 +52,8 @@ def _classes() -> dict[str, tuple[str, dict[str, str]]]:
 def _kind(field: Field[Any]) -> str:
     if "dtype" in field.metadata:
         optional = "" if field.default is MISSING else ", may be left out"
-        return f"{field.metadata['ndim']}-dimensional array of {field.metadata['dtype']}{optional}"
+        kind = field.metadata["dtype"] or "integers"
+        return f"{field.metadata['ndim']}-dimensional array of {kind}{optional}"
     kinds = {"int": "count", "float": "seconds", "str": "name", "bool": "flag"}
     hint = str(field.type)
     kind = "text" if field.name == "reason" else kinds.get(hint, hint.lower())
@@ -58,7 +63,12 @@ def _kind(field: Field[Any]) -> str:
 def _table() -> str:
     classes = _classes()
     lines: list[str] = []
-    for title, table in (("From an agent", FROM_AGENT), ("From the leader", FROM_LEADER)):
+    tables: dict[str, Mapping[str, type[Any]]] = {
+        "From an agent": FROM_AGENT,
+        "From a relay": RELAYS_OWN,
+        "From the leader": FROM_LEADER,
+    }
+    for title, table in tables.items():
         lines += [f"### {title}", ""]
         for tag, kind in table.items():
             about, said = classes[kind.__name__]
@@ -106,6 +116,13 @@ def test_the_figures_are_those_of_the_source() -> None:
     assert f"({limits.MAX_MESSAGE_BYTES >> 20} MiB unless configured)" in text
     assert f"at most {limits.MAX_NAME_CHARS}\n" in text
     assert f"at most {limits.MAX_TEXT_CHARS:,};" in text
+    assert (
+        f"At most {limits.MAX_BUNDLE_ENTRIES:,} entries, {limits.MAX_BUNDLE_GROUPS} groups" in text
+    )
+    assert f"an envelope of {limits.MAX_ENVELOPE_BYTES:,} bytes" in text
+    assert limits.MAX_REFERRED_BYTES == 1 << 30
+    assert SEEK_S == 2.0
+    assert f"heat takes {58 * 9 * 2 + 8 + 4 + 1:,} bytes a forward" in text
     epoch, session = EpochSettings(), SessionSettings()
     for figure in (
         f"`heartbeat_s` {session.heartbeat_s:g}",
