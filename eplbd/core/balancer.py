@@ -15,7 +15,7 @@ from eplbd.core.beside import show
 from eplbd.core.commands import Keep
 from eplbd.core.cycle import Cycle, Stage, Tally
 from eplbd.core.epoch import Phase as EpochPhase
-from eplbd.core.errand import Errands, obey
+from eplbd.core.errand import Errands, mark, obey
 from eplbd.core.events import (
     AskPolicy,
     Effect,
@@ -86,7 +86,10 @@ class Balancer:
         """Whether the plan under way was made under another mode."""
         self.stopping = False
         """Whether no further epoch may begin."""
-        self.orders = Orders()
+        self.orders = self.ordered = Orders()
+        """What holds for the group, and what of it the operator gave."""
+        self.masked: frozenset[int] = frozenset()
+        """Ranks to which the engine gives no tokens, as they say themselves."""
         self.errands = Errands()
         self.revoked = ""
         """Why the plan under way must not go on."""
@@ -117,6 +120,8 @@ class Balancer:
             return
         self.timing.heard(rank, message)
         self.group.heard(rank, message)
+        if isinstance(message, m.Pulse):
+            mark(self, rank, masked=message.masked)
         self.after()
 
     def heard_node(self, heat: NodeHeat) -> None:

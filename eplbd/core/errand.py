@@ -7,7 +7,7 @@ moves are a rebalance like any other. Must not know who may order what.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from eplbd.core.cycle import Stage
@@ -78,10 +78,13 @@ class Errands:
 def take_orders(balancer: Balancer, orders: Orders) -> None:
     """Follow these from now on; a plan under way that is against them goes no further.
 
-    Ranks that this life of the group does not have are not drained in it.
+    Ranks that this life of the group does not have are not drained in it; those that its engine
+    masks are.
     """
     cycle, group, old = balancer.cycle, balancer.group, balancer.orders
-    orders = balancer.orders = orders.within(group.shape.ranks)
+    balancer.ordered = orders
+    orders = orders.within(group.shape.ranks)
+    orders = balancer.orders = replace(orders, drained=orders.drained | balancer.masked)
     balancer.errands.refused = ""
     if cycle is None or group.placement is None:
         return
@@ -94,6 +97,16 @@ def take_orders(balancer: Balancer, orders: Orders) -> None:
     if halt:
         group.give_up(halt)
     balancer.after()
+
+
+def mark(balancer: Balancer, rank: int, *, masked: bool) -> None:
+    """Take it that the engine gives a rank no tokens, or does so again."""
+    if masked == (rank in balancer.masked):
+        return
+    balancer.masked ^= {rank}
+    told = ("warning", "rank masked by the engine") if masked else ("info", "rank serves again")
+    balancer.group.note(*told, rank=rank)
+    take_orders(balancer, balancer.ordered)
 
 
 def obey(balancer: Balancer, cycle: Cycle, placement: Placement) -> None:

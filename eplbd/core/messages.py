@@ -227,6 +227,8 @@ class Pulse:
     staging_forward_s: float = 0.0
     gap_s: float = 0.0
     lost_steps: int = 0
+    masked: bool = False
+    """Whether the engine gives this rank no tokens: it is to be one that can be spared."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -107,6 +107,8 @@ class AgentThread:
         register_deadline_s: float = 2.0,
     ) -> None:
         self._socket, self.identity = socket, identity
+        self.masked = False
+        """Whether the engine gives this rank no tokens; an adapter says so, from any thread."""
         self._executor, self._ring, self._register = parts.executor, parts.ring, parts.register
         self._deadline_s = register_deadline_s
         self._inbox: deque[e.AgentEvent] = deque()
@@ -356,6 +358,7 @@ class AgentThread:
             staging_forward_s=_mean(new[3], new[2]),
             gap_s=_mean(new[5], new[4]),
             lost_steps=self._lost_steps,
+            masked=self.masked,
         )
 
     def _report_heat(self) -> None:

@@ -97,7 +97,7 @@ class SimRank:
         self.stager: deque[Job] = deque()
         self.registrar: deque[AskRegister | PublishLeader | SeekLeader] = deque()
         self.outbox: list[m.FromAgent] = []
-        self.stopped = False
+        self.stopped = self.masked = False
         self.register_held_until = 0.0
         self.refuse_next = ""
 
@@ -112,7 +112,7 @@ class SimRank:
                 case SayHello(term):
                     self.outbox.append(self.hello(term))
                 case SayPulse():
-                    self.outbox.append(m.Pulse(self.forward))
+                    self.outbox.append(m.Pulse(self.forward, masked=self.masked))
                 case Stand():
                     self.outbox.append(self.stands())
                 case Reserve() | RunRounds() | Discard():
