@@ -111,8 +111,10 @@ def run(options: Options) -> dict[str, object]:
                 world.run(1.0)
                 gc.collect(1)
                 done()
+        found = row(world, watch, options.seconds, process_time() - began)
+        world.rest()
         world.hold_to_laws()
-        return row(world, watch, options.seconds, process_time() - began)
+        return found
     finally:
         gc.enable()
 

@@ -29,28 +29,35 @@ class Nudge:
     ) -> Placement:
         """See `eplbd.Policy`."""
         slots = current.slots.copy()
+        limits = (
+            budget.moves,
+            None if budget.bytes is None else budget.bytes // budget.expert_bytes,
+        )
+        left = min((limit for limit in limits if limit is not None), default=slots.size)
         for layer, tokens in enumerate(heat.total):
-            _nudge(slots[layer], tokens, min(MOVES_PER_LAYER, topology.ranks))
+            most = min(MOVES_PER_LAYER, topology.ranks, left)
+            left -= _nudge(slots[layer], tokens, most)
         return Placement(slots, current.experts)
 
 
-def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], moves: int) -> None:
-    """Change one layer's `[ranks, slots_per_rank]` in place."""
+def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], most: int) -> int:
+    """Change one layer's `[ranks, slots_per_rank]` in place; how many slots."""
     experts = len(tokens)
     replicas = np.bincount(slots.ravel(), minlength=experts)
-    for _ in range(moves):
+    for moves in range(most):
         share = tokens / replicas
         hot = int(share.argmax())
         spare = np.where(replicas > 1, tokens / np.maximum(replicas - 1, 1), np.inf)
         cold = int(spare.argmin())
         if spare[cold] >= share[hot]:
-            return
+            return moves
         without = ~(slots == hot).any(axis=1)
         places = np.argwhere((slots == cold) & without[:, None])
         if not len(places):
-            return
+            return moves
         # Anywhere, but the same again: a rank that got them all would take an epoch for every two.
         rank, slot = places[(31 * cold + 17 * hot) % len(places)]
         slots[rank, slot] = hot
         replicas[hot] += 1
         replicas[cold] -= 1
+    return most

@@ -203,7 +203,7 @@ class World:
         self.loop.at(restart.at, daemon.stop)
         self.loop.at(restart.at + restart.down_s, lambda: daemon.start(kept))
 
-    # --- laws -----------------------------------------------------------------------------------
+    # --- time and laws ----------------------------------------------------------------------------
 
     @property
     def leader(self) -> Daemon:
@@ -214,8 +214,18 @@ class World:
         """Let simulated time pass."""
         self.loop.run(self.loop.now + seconds)
 
+    def rest(self, most_s: float = 60.0) -> None:
+        """Let time pass until no epoch is under way, a minute at most."""
+        until = self.loop.now + most_s
+        while self.loop.now < until:
+            self.run(0.1)
+            node = self.leader.node
+            led = node.balancers.get(GROUP) if node is not None else None
+            if led is not None and led.group.phase is Phase.READY and led.group.leader is None:
+                return
+
     def hold_to_laws(self) -> None:
-        """Demand what must hold once nothing has been wrong for a while."""
+        """Demand what must hold while no epoch is under way and nothing was wrong for a while."""
         digests = {rank.agent.placement.digest for rank in self.ranks}
         demand(len(digests) == 1, f"ranks hold maps {sorted(digests)}")
         node = self.leader.node
@@ -224,6 +234,9 @@ class World:
         balancer = node.balancers[GROUP]
         demand(balancer.group.phase is Phase.READY, f"the group is {balancer.group.phase}")
         held = balancer.group.placement
-        demand(held is not None, "the leader knows no map")
+        demand(
+            held is not None and {held.digest} == digests,
+            f"the leader takes {held and held.digest} to be in force, the ranks hold {digests}",
+        )
         books = balancer.ledger.statistics() if balancer.ledger else None
         demand(books is not None and not books.mismatches, f"books of heat: {books}")
