@@ -72,11 +72,9 @@ def read_pair(path: Path, credentials: Path | None = None) -> KeyPair:
     except FileNotFoundError as error:
         raise ConfigError(f"{KEY_FILE}: there is no {path}; {made}") from error
     except OSError as error:
-        if not path.exists():  # pyzmq's own words
-            raise ConfigError(f"{KEY_FILE}: there is no {path}; {made}") from error
         raise ConfigError(
-            f"{KEY_FILE}: cannot read {path}: {error.strerror}; it must belong to the daemon's "
-            "user, or come as a credential (`eplbd share cluster`)"
+            f"{KEY_FILE}: cannot read {path}: {error.strerror or error}; it must belong to the "
+            "daemon's user, or come as a credential (`eplbd share cluster`)"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{KEY_FILE}: {path} is no certificate; {made}") from error

@@ -75,6 +75,13 @@ def test_a_secret_that_others_may_read_is_refused(keys: Path, mode: int) -> None
     assert read_pair(file, credentials=keys).public
 
 
+def test_a_secret_that_cannot_be_reached_is_refused(keys: Path) -> None:
+    (keys / "node.key_secret").unlink()
+    (keys / "node.key_secret").symlink_to(keys / "node.key_secret")
+    with pytest.raises(ConfigError, match=r"cannot read .*eplbd share cluster"):
+        read_pair(keys / "node.key_secret")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 def test_a_secret_of_another_user_is_refused(keys: Path) -> None:
     os.chown(keys / "node.key_secret", 12_345, -1)
