@@ -70,7 +70,7 @@ class Rank:
             raise SystemExit("eplbd did not join this engine: see the log above")
         self.guest = cast("Guest", guest)
         self.report = Report()
-        self._blocks = 0
+        self._blocks, self._ordered = 0, "resume"
 
     def run(self) -> None:
         """All rounds."""
@@ -84,12 +84,13 @@ class Rank:
     def _prepare(self, arm: str) -> None:
         """Give the order, and let what was under way come to its end."""
         seat(self.wrapper, self.guest)
-        if self.first:
+        order = "resume" if arm == "moving" else "pause"
+        if self.first and order != self._ordered:
             command, *options = self.spec.ctl
-            order = "resume" if arm == "moving" else "pause"
             subprocess.run(  # noqa: S603 - no shell: the arguments are ours
                 [command, "ctl", order, *options], check=True, stdout=subprocess.DEVNULL
             )
+            self._ordered = order
         self._block(SETTLING_STEPS)
         if arm == "away":
             seat(self.wrapper, None)
