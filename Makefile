@@ -123,7 +123,7 @@ test-vllm: setup setup-vllm ## A real vLLM in more ways than `make test` has tim
 	$(call heading,tests with a real vLLM)
 	@EPLBD_NIGHTLY=1 $(BIN)/pytest tests/vllm
 
-fuzz: setup ## A million hostile frames; ARGS='--frames N', or a target: decoders, session
+fuzz: setup ## A million hostile frames; ARGS='--frames N', or a target: cluster, decoders, session
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 mutants: setup ## Break the code on purpose; the tests have to notice

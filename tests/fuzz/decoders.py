@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from eplbd.core.cluster import NODE, Entry, NodeHeat
 from eplbd.core.events import EpochEnded, Note
+from eplbd.core.messages import HeatReport
 from eplbd.errors import RemoteProtocolError
 from eplbd.wire import control, policy, stream
+from eplbd.wire.bundle import DOWN, UP, BundleCodec
 from eplbd.wire.codec import Codec
 from eplbd.wire.limits import MAX_MESSAGE_BYTES
 from eplbd.wire.messages import AGENT, FROM_AGENT, FROM_LEADER, LEADER
@@ -30,6 +33,17 @@ def _taken_again(codec: Codec[Any]) -> Callable[[Frames], None]:
     def decode(frames: Frames) -> None:
         seq, message = codec.decode(frames)
         codec.decode([bytes(frame) for frame in codec.encode(message, seq)])
+
+    return decode
+
+
+def _bundled(codec: BundleCodec[Any]) -> Callable[[Frames], None]:
+    """Open a bundle; what was taken of it must fit into one."""
+
+    def decode(frames: Frames) -> None:
+        bundle = codec.decode(frames)
+        again = codec.encode(bundle.session, bundle.seq, bundle.entries)
+        assert len(codec.decode([bytes(frame) for frame in again]).entries) == len(bundle.entries)
 
     return decode
 
@@ -63,6 +77,8 @@ DOORS: tuple[Callable[[Frames], object], ...] = (
     stream.published,
     stream.answered,
     stream.asked,
+    _bundled(UP),
+    _bundled(DOWN),
 )
 """By mouth; those beyond are the first again."""
 
@@ -93,6 +109,7 @@ def phrases() -> list[Said]:
         *_of_control(),
         *_of_policy(),
         *_of_stream(),
+        *_of_bundles(),
     ]
 
 
@@ -164,3 +181,29 @@ def _of_stream() -> list[Said]:
         Said(8, (b"", stream.END, b"")),
         Said(9, (b"", stream.number(5))),
     ]
+
+
+def _of_bundles() -> list[Said]:
+    heat = example(HeatReport)
+    assert isinstance(heat, HeatReport)
+    of_node = NodeHeat(
+        heat.epoch,
+        heat.first_forward,
+        heat.phase,
+        np.arange(1, dtype=np.int32),
+        heat.counts[None].astype(np.uint8),
+        heat.routed[None],
+        heat.tokens[None],
+        heat.dummy[None],
+    )
+    up = [Entry("group", rank, 1, example(FROM_AGENT[tag])) for rank, tag in enumerate(SHORT)]
+    down = [Entry("group", rank, 0, example(FROM_LEADER["prepare"])) for rank in range(2)]
+    return [
+        Said(10, _frames(UP.encode(1, 1, [*up, Entry("group", NODE, 0, of_node)]))),
+        Said(10, _frames(UP.encode(1, 2, up))),
+        Said(11, _frames(DOWN.encode(1, 1, down))),
+        Said(11, _frames(DOWN.encode(1, 2))),
+    ]
+
+
+SHORT = ("hello", "pulse", "staged", "bye")

@@ -20,6 +20,7 @@ from tests.fuzz.targets import target_of
 
 ROOT = Path(eplbd.__file__).parent
 SHOWN = {
+    "cluster": ("core/contact.py", "core/relay.py", "core/node.py", "wire/bundle.py"),
     "decoders": ("wire/codec.py", "wire/control.py", "wire/policy.py", "wire/stream.py"),
     "session": ("core/node.py", "core/session.py", "core/group.py", "core/ledger.py",
                 "core/assembly.py", "core/leader.py", "core/balancer.py", "wire/codec.py"),

@@ -1,8 +1,5 @@
 """The target that is a session: frames of eight peers, through the decoder, into one `Node`.
 
-A dialogue whose first message is empty begins in the midst of a group's life: its mouth says when.
-Else it begins with the daemon.
-
 Owns what must hold of a daemon whatever its peers say: only RemoteProtocolError is raised, the
 machines' own invariants stand after every step, what is counted per peer stays bounded, and a
 well-behaved group that comes afterwards gets through an epoch.
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.core import messages as m
+from eplbd.core.cluster import Address, Entry, Up, Via
 from eplbd.core.events import (
     AskPolicy,
     Effect,
@@ -35,18 +33,20 @@ from eplbd.core.overview import overview
 from eplbd.core.settings import PolicySettings
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
 from eplbd.wire import stream
+from eplbd.wire.bundle import DOWN, UP
 from eplbd.wire.messages import AGENT, LEADER
-from tests.fuzz.dialogue import MOUTHS, Said, read, write
+from tests.fuzz import lives as begin
+from tests.fuzz.dialogue import Said, read
 from tests.sim.world import QUICK, World
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.sim.rank import SimRank
 
 PEERS = 8
 """Mouths below say something at once, those above after some time."""
 PASSES_S = 0.1
-NEXT = 12
-"""Messages of an input to begin with."""
 HONEST_EVERY = 32
 """One input of so many, by its checksum, is followed by a well-behaved group."""
 
@@ -54,7 +54,7 @@ HONEST_EVERY = 32
 SETTINGS = replace(QUICK, policy=PolicySettings(failures_until_suspended=1 << 30))
 
 
-def _turned(ask: AskPolicy) -> PolicyAnswered:
+def turned(ask: AskPolicy) -> PolicyAnswered:
     """A proposal that is valid wherever the present map is: every rank takes its neighbour's."""
     return PolicyAnswered(ask.request, np.roll(ask.current.slots, 1, axis=1), 0.01)
 
@@ -62,18 +62,32 @@ def _turned(ask: AskPolicy) -> PolicyAnswered:
 class Doorway:
     """A node and its shell without sockets: what the daemon does around `step`."""
 
-    def __init__(self) -> None:
-        self.node = Node(SETTINGS)
+    def __init__(self, cluster: Address | None = None) -> None:
+        self.node = Node(SETTINGS, cluster)
         self.settled = 0
         self.feed(Tick(0.0))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Doorway:
+        for balancer in self.node.balancers.values():
+            balancer.neighbours = ()  # a view of others, set anew by the next tick
+        other = Doorway.__new__(Doorway)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def hear(self, said: Said) -> None:
         """Take one message of one peer."""
         if said.mouth >= PEERS:
-            self.feed(Tick(self.node.now + PASSES_S))
-        peer = b"hostile%d" % (said.mouth % PEERS)
+            self.wait()
+        self.hear_from(b"hostile%d" % (said.mouth % PEERS), said.frames)
+
+    def wait(self) -> None:
+        """Let time pass."""
+        self.feed(Tick(self.node.now + PASSES_S))
+
+    def hear_from(self, peer: bytes, frames: Sequence[bytes]) -> None:
+        """Take what a peer on the unix socket says."""
         try:
-            self.feed(Received(peer, *AGENT.decode(said.frames)))
+            self.feed(Received(peer, *AGENT.decode(frames)))
         except RemoteProtocolError as error:
             self.feed(Garbled(peer, str(error)))
 
@@ -89,20 +103,27 @@ class Doorway:
             told = stream.told(effect, 0.0)
             if told is not None:
                 stream.payload(told)
-            if isinstance(effect, Send):
-                LEADER.encode(effect.message, 1)
+            match effect:
+                case Send(Via(_, group, rank), message):
+                    DOWN.encode(1, 1, [Entry(group, rank, 0, message)])
+                case Send(_, message):
+                    LEADER.encode(message, 1)
+                case Up(_, entries):
+                    UP.encode(1, 1, entries)
+                case _:
+                    pass
         except LocalProtocolError:
             pass  # as the daemon: logged, and left
         if isinstance(effect, AskPolicy):
-            self.feed(_turned(effect))
+            self.feed(turned(effect))
         self.settled += isinstance(effect, EpochEnded) and effect.outcome == "settled"
 
-    def check_bounds(self) -> None:
+    def check_bounds(self, peers: int = PEERS) -> None:
         """Nothing that is kept per peer or per group grows with what was said."""
         node = self.node
         assert len(node.balancers) <= GROUPS_MAX
         assert len(node.complained) <= COMPLAINTS_MAX
-        assert len(node.members) <= PEERS
+        assert len(node.members) <= peers
         assert len(node.questions.asked) <= 1
         shown = stream.snapshot(overview(node), at_s=0.0, up_s=0.0, version="", host="")
         stream.payload(shown)
@@ -132,15 +153,13 @@ class Honest(World):
 
     def answer_policy(self) -> None:
         """Turn the map, whoever's it is."""
-        self.feed(_turned(self.proposals.popleft()))
+        self.feed(turned(self.proposals.popleft()))
 
 
 def take(data: bytes) -> int:
     """One dialogue; how many frames that took."""
     dialogue, frames = read(data), 0
-    doorway = Doorway()
-    if dialogue and not dialogue[0].frames:
-        doorway = copy.deepcopy(moments()[dialogue[0].mouth])
+    doorway = begin.begun(dialogue, moments, Doorway)
     for said in dialogue:
         frames += max(1, len(said.frames))
         doorway.hear(said)
@@ -210,29 +229,16 @@ def lives() -> list[list[Said]]:
 @cache
 def moments() -> list[Doorway]:
     """How a daemon stands in the course of the first life; the last moment is behind an epoch."""
-    doorway, taken = Doorway(), list[Doorway]()
-    for place, said in enumerate(lives()[0]):
-        if place in _places():
-            taken.append(copy.deepcopy(doorway))
-        doorway.hear(said)
-    assert doorway.settled, "a life that settles nothing begins nowhere"
-    return [*taken, doorway]
-
-
-def _places() -> list[int]:
-    return [place * len(lives()[0]) // (MOUTHS - 1) for place in range(MOUTHS - 1)]
+    taken = begin.moments(lives()[0], Doorway)
+    assert taken[-1].settled, "a life that settles nothing begins nowhere"
+    return taken
 
 
 def phrases() -> list[Said]:
-    """Messages of those lives, with few of a kind."""
-    found = {(s.mouth, s.frames[0][:24]): s for life in lives() for s in life}
-    return list(found.values())
+    """Messages of those lives."""
+    return begin.phrases(lives())
 
 
 def seeds() -> list[bytes]:
-    """Inputs to begin with: what comes next at every moment, and the beginnings of all lives."""
-    first = lives()[0]
-    later = [
-        [Said(mouth, ()), *first[place : place + NEXT]] for mouth, place in enumerate(_places())
-    ]
-    return [write(dialogue) for dialogue in (*later, *(life[: 2 * NEXT] for life in lives()))]
+    """Beginnings and middles of those lives."""
+    return begin.seeds(lives())

@@ -9,7 +9,7 @@ import msgspec
 
 from tests.fuzz.dialogue import Said
 
-TARGETS = ("decoders", "session")
+TARGETS = ("cluster", "decoders", "session")
 
 
 class Target(Protocol):

@@ -29,6 +29,11 @@ fuzzes = [
 ]
 
 EDITS = {
+    "cluster": (
+        "eplbd/wire/bundle.py",
+        "        if group >= len(envelope.groups) or not indices:",
+        "        if not indices:",
+    ),
     "decoders": (
         "eplbd/wire/codec.py",
         "    if math.prod(shape) * wire.itemsize != size or (",
