@@ -1,9 +1,10 @@
 """Break the protocol on purpose, and see whether its tests notice: `python -m tests.mutants`.
 
 Each mutant is one edit of one machine. The suite that must notice is `tests/core/test_protocol.py`
-alone: it knows no message by name, only that ranks must agree, contents be right, nobody be left
-waiting, and balancing resume. A mutant that survives means that this suite proves nothing about the
-rule it broke.
+alone, or across nodes `tests/core/test_nodes.py`: they know no message by name, only that ranks
+must agree, contents be right, nobody be left waiting, and balancing resume. What a relay must not
+let happen although no rank would suffer from it at once, its own tests must notice. A mutant that
+survives means that its suite proves nothing about the rule it broke.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUITE = "tests/core/test_protocol.py"
+NODES = "tests/core/test_nodes.py"
+RELAYS = "tests/core/test_relays.py"
 TIMEOUT_S = 600
 """The suite takes half a minute of one core; a mutant that runs in circles is noticed by this."""
 
@@ -33,6 +36,7 @@ class Mutant:
     file: str
     old: str
     new: str
+    suite: str = SUITE
 
     def apply(self, root: Path) -> None:
         """Edit the sources under `root`."""
@@ -43,7 +47,10 @@ class Mutant:
         path.write_text(source.replace(self.old, self.new))
 
 
-LEADER, AGENT, GROUP = (f"eplbd/core/{name}.py" for name in ("leader", "agent", "group"))
+LEADER, AGENT, GROUP, NODE, RELAY, RELAYED, CONTACT = (
+    f"eplbd/core/{name}.py"
+    for name in ("leader", "agent", "group", "node", "relay", "relays", "contact")
+)
 
 MUTANTS = (
     Mutant(
@@ -203,6 +210,97 @@ MUTANTS = (
         "        self.standing = Standing.CONFIRMED\n"
         "        self.out.append(e.Discard(self.term, self.pending))\n",
     ),
+    Mutant(
+        "relay: hand orders to any rank of the node",
+        RELAY,
+        "        peer = self.peers.get(rank)\n",
+        "        peer = next(iter(self.peers.values()), None)\n",
+        NODES,
+    ),
+    Mutant(
+        "relay: wait for the leader before passing anything on",
+        RELAY,
+        "        self._forward(hello.rank, seq, hello)\n",
+        "        if self.linked:\n            self._forward(hello.rank, seq, hello)\n",
+        NODES,
+    ),
+    Mutant(
+        "relay: book every rank's heat as that of the first",
+        "eplbd/core/report.py",
+        "        ranks=np.array(ranks, dtype=np.int32),\n        counts=counts,\n",
+        "        ranks=np.arange(len(ranks), dtype=np.int32),\n        counts=counts,\n",
+        NODES,
+    ),
+    Mutant(
+        "relay: stay with a leader that moved",
+        RELAYED,
+        "            relay.follow(leader)\n",
+        "            pass\n",
+        NODES,
+    ),
+    Mutant(
+        "relay: keep the ranks of a life that is over",
+        RELAYED,
+        "if relay is None or hello.incarnation > relay.incarnation:",
+        "if relay is None:",
+        NODES,
+    ),
+    Mutant(
+        "relay: forget which rank a peer is",
+        NODE,
+        "        self.members[peer] = (hello.group, hello.rank)\n        self._forget(self.relays.h",
+        "        self._forget(self.relays.h",
+        NODES,
+    ),
+    Mutant(
+        "leader: tell nobody where it is reached",
+        NODE,
+        "self.out.append(Send(peer, m.Door(self.cluster.endpoint, self.cluster.key)))",
+        "pass",
+        NODES,
+    ),
+    Mutant(
+        "agent: look for the leader once and never again",
+        CONTACT,
+        "self._next_seek = self._now + SEEK_S",
+        'self._next_seek = float("inf")',
+        NODES,
+    ),
+    Mutant(
+        "leader: let a rank that lives be taken over another way",
+        GROUP,
+        "relay_of(replaced.peer) != relay_of(peer)",
+        "False",
+        RELAYS,
+    ),
+    Mutant(
+        "leader: let a relay speak for another's ranks",
+        NODE,
+        "any(Via(relay, name, rank) not in self.members for rank in ranks)",
+        "any(rank not in balancer.group.sessions for rank in ranks)",
+        RELAYS,
+    ),
+    Mutant(
+        "relay: obey whoever says that it leads",
+        RELAYED,
+        "if relay.leader == event.leader}",
+        "}",
+        RELAYS,
+    ),
+    Mutant(
+        "relay: be led away from the node that has rank 0",
+        RELAYED,
+        " or _has_rank_0(led, hello.incarnation):",
+        ":",
+        RELAYS,
+    ),
+    Mutant(
+        "relay: pass on what another relay passed on",
+        NODE,
+        "        elif hello.group in self.relays.groups:\n",
+        "        elif False:\n",
+        RELAYS,
+    ),
 )
 
 
@@ -217,7 +315,8 @@ class Outcome:
 
 
 def run(mutant: Mutant | None) -> Outcome:
-    """Run the suite on a copy of the sources with one edit, or with none as the control."""
+    """Run its suite on a copy of the sources with one edit, or all with none as the control."""
+    suites = [SUITE, NODES, RELAYS] if mutant is None else [mutant.suite]
     with tempfile.TemporaryDirectory(prefix="eplbd-mutant-") as folder:
         copy = Path(folder)
         for name in ("eplbd", "tests"):
@@ -227,7 +326,7 @@ def run(mutant: Mutant | None) -> Outcome:
         if mutant is not None:
             mutant.apply(copy)
         began = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", SUITE]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *suites]
         try:
             done = subprocess.run(
                 command,
