@@ -23,6 +23,9 @@ VLLM_INPUTS := plugins/vllm/constraints-cpu.txt plugins/vllm/pyproject.toml test
 VLLM_STAMP := .venv-vllm/.made-$(shell cat $(VLLM_INPUTS) | sha256sum | cut -c 1-16)
 NO_VLLM := .make/no-vllm
 
+# Where this is set, every process that a test starts compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 heading = @printf '\n==== %s ====\n' '$(1)'
 
 .PHONY: help demo demo-vllm test test-vllm check bench bench-vllm bench-policies clean setup setup-vllm try-vllm style spelling types contracts tests fuzz mutants closing
@@ -40,7 +43,7 @@ test: setup style spelling types contracts try-vllm tests mutants closing ## Eve
 
 check: setup style spelling types contracts ## The loop of a developer: a minute or two, no torch, no processes
 	$(call heading,tests without the slow ones)
-	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest -q -m 'not slow'
+	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest -q -n logical -m 'not slow'
 
 bench: setup ## Benchmarks, each printing its ratio
 	@$(BIN)/pytest -s tests/bench

@@ -4,6 +4,7 @@ Fixtures of one part live beside that part's tests.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ settings.register_profile(
 # A developer's loop: `make check`.
 settings.register_profile("quick", settings.get_profile("repeatable"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+SLOW = re.compile(r"^pytestmark = (?:\[[^]]*)?pytest\.mark\.slow\b", re.MULTILINE)
+"""A module that says this has no test for those who leave the slow ones out."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing that has only slow tests where these are left out: torch takes seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(SLOW.search(collection_path.read_text())) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,8 @@ from eplbd.core.placement import Placement, validate
 from eplbd.core.plan import EpochPlan, Plan, align
 from eplbd.core.topology import Topology
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS, RANKS, SLOTS = 58, 256, 32, 9
 TOPOLOGY = Topology(RANKS, SLOTS, tuple(rank // 8 for rank in range(RANKS)))
 
@@ -82,7 +84,6 @@ def test_plan_and_first_epoch(slots: int) -> None:
     assert cost_ms < 50
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("slots", [9, 8], ids=["redundant", "no-redundancy"])
 def test_a_whole_plan(slots: int) -> None:
     topology = Topology(RANKS, slots, TOPOLOGY.node_of)
@@ -109,7 +110,6 @@ def test_a_whole_plan(slots: int) -> None:
     assert np.median(costs_s) * 1e3 < 20
 
 
-@pytest.mark.slow
 def test_heat_of_a_thousand_ranks() -> None:
     ranks = 1024
     topology = Topology.single_node(ranks, SLOTS)
