@@ -197,7 +197,8 @@ def _of_bundles() -> list[Said]:
         heat.dummy[None],
     )
     up = [Entry("group", rank, 1, example(FROM_AGENT[tag])) for rank, tag in enumerate(SHORT)]
-    down = [Entry("group", rank, 0, example(FROM_LEADER["prepare"])) for rank in range(2)]
+    prepare = example(FROM_LEADER["prepare"])
+    down = [Entry("group", rank, 0, prepare) for rank in range(2)]
     return [
         Said(10, _frames(UP.encode(1, 1, [*up, Entry("group", NODE, 0, of_node)]))),
         Said(10, _frames(UP.encode(1, 2, up))),
