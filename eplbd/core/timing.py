@@ -11,6 +11,7 @@ from eplbd.core import messages as m
 from eplbd.core.bubble import Pacer
 from eplbd.core.links import Links
 from eplbd.core.speed import Speeds
+from eplbd.core.topology import Link
 
 if TYPE_CHECKING:
     from eplbd.core.group import Group
@@ -59,12 +60,23 @@ class Timing:
 
     def settled(self, leader: EpochLeader, plan: EpochPlan) -> None:
         """Every rank has staged an epoch whole: learn from how long that took."""
-        topology = self._group.topology
+        topology, before = self._group.topology, self._carried()
         assert topology is not None
+        # One end of a round may wait a forward for the other, since each begins with its own.
+        forwards = plan.rounds * (leader.stride + 1)
         self.links.learn(
             leader.epoch,
             plan.transfers,
             topology,
             expert_bytes=max(1, self._group.shape.expert_bytes),
-            room_s=plan.rounds * leader.stride * self.pacer.bubble_s,
+            room_s=forwards * self.pacer.bubble_s,
         )
+        now = self._carried()
+        if any(limit and not 0 < was <= limit for was, limit in zip(before, now, strict=True)):
+            node, network = (round(rate) for rate in now)
+            self._group.note(
+                "info", "links limit rounds", node_bytes_per_s=node, network_bytes_per_s=network
+            )
+
+    def _carried(self) -> tuple[float, float]:
+        return self.links.bytes_per_s(Link.NODE), self.links.bytes_per_s(Link.NETWORK)

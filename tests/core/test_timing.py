@@ -50,3 +50,27 @@ def test_configured_links_pace_the_next_epoch_and_a_reload_changes_them() -> Non
     assert timing.pacer.current.crossings is not None
     timing.reconfigure(QUICK)
     assert timing.pacer.current.crossings is None
+
+
+def test_an_epoch_that_was_late_is_told_with_what_its_links_carry() -> None:
+    world = World()
+    found = balancer(world)
+    timing, group = found.timing, found.group
+    for _ in range(10_000):
+        if group.leader is not None:
+            break
+        world.run(1)
+    leader, plan = group.leader, found.epoch_plan
+    assert leader is not None
+    assert plan is not None
+    timing.heard(0, m.Pulse(1, forward_s=0.01))
+    room_s = plan.rounds * (leader.stride + 1) * 0.01
+    for factor, notes in ((0.9, 0), (4.0, 1), (4.0, 1), (0.9, 1)):
+        for rank in range(3):
+            done = m.Staged(
+                leader.term, leader.epoch, transfer_s=factor * room_s, stage_s=9.0, bytes_received=1
+            )
+            timing.heard(rank, done)
+        timing.settled(leader, plan)
+        said = [note for note in group.out if getattr(note, "event", "") == "links limit rounds"]
+        assert len(said) == notes
