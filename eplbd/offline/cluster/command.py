@@ -31,10 +31,11 @@ SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Ranks of the groups that `--plot` compares."""
 
 EAGER = Settings(
-    balance=BalanceSettings(par_trigger=1.0, min_gain=-1e9, horizon_s=1e9),
+    balance=BalanceSettings(interval_s=5.0, par_trigger=1.0, min_gain=-1e9, horizon_s=1e9),
     alarms=AlarmSettings(losing_cycles=0),
 )
-"""As `eplbd.toml`, but every valid proposal is carried out: epochs are what is simulated."""
+"""As `eplbd.toml`, but a rebalance every five seconds, and every valid proposal is carried out:
+epochs are what is simulated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class Letter:
     """Frames that came: of a local peer, or of another daemon, which has proved its key."""
 
     sender: bytes
-    frames: list[bytes]
+    frames: Frames
     leader: c.Address | None = None
     """Who sent it, where that is the leader."""
     local: bool = True
@@ -206,7 +206,8 @@ class Turn:
             return
         self._meter.received_bytes += sum(map(len, letter.frames))
         way = Way.UP if letter.leader is None else Way.DOWN
-        entries = self._bundles.opened(way, letter.sender, "", letter.frames)
+        frames = [bytes(frame) for frame in letter.frames]  # no copy: they are bytes already
+        entries = self._bundles.opened(way, letter.sender, "", frames)
         if entries is None:
             return
         kind = type(entries[0].message).__name__ if entries else "sign of life"

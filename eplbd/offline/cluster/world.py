@@ -153,7 +153,7 @@ class World:
         while rank.outbox:
             self._sent[number] += 1
             frames = AGENT.encode(rank.outbox.popleft(), self._sent[number])
-            letter = Letter(self._peers[number], [bytes(frame) for frame in frames])
+            letter = Letter(self._peers[number], frames)
             self.network.send(host, host, partial(self.daemons[host].arrived, letter))
 
     def _to_rank(self, peer: bytes, frames: Frames) -> None:
