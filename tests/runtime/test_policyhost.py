@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -136,6 +137,16 @@ async def test_a_guest_that_does_odd_things_may_answer(fault: str) -> None:
             assert isinstance(proposal, Proposal)
             assert (proposal.slots == CURRENT.slots).all()
         assert host.statistics().starts == 1
+
+
+async def test_a_guest_is_told_how_fast_ranks_are() -> None:
+    async with host_of("turning", name="turning") as host:
+        for slowest in (0, 2):
+            speed = tuple(0.5 if rank == slowest else 1.0 for rank in range(4))
+            budget = Budget(None, None, deadline_s=5.0, expert_bytes=1)
+            answer = await host.propose(window(), replace(TOPOLOGY, speed=speed), CURRENT, budget)
+            assert isinstance(answer, Proposal)
+            assert np.array_equal(answer.slots, np.roll(CURRENT.slots, slowest, axis=1))
 
 
 async def test_a_guest_that_leaks_is_started_anew_when_its_memory_is_spent() -> None:
