@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -206,6 +207,7 @@ def open_door(
                 ) from error
             yield router
 
+    _demand_interfaces()
     with contextlib.ExitStack() as stack:
         authority = AsyncioAuthenticator(context)
         authority.start()
@@ -214,6 +216,17 @@ def open_door(
         stack.callback(door.close)
         authority.configure_curve_callback(DOMAIN.decode(), _Admission(door, refused))
         yield door
+
+
+def _demand_interfaces() -> None:
+    """Look through the interfaces as libzmq will: it ends the process where it may not."""
+    try:
+        socket.if_nameindex()
+    except OSError as error:
+        raise ConfigError(
+            f"{KEY}: the daemon may not look through this machine's interfaces "
+            f"({error.strerror}); `eplbd share cluster` prints the drop-in that lets it"
+        ) from error
 
 
 def _proved(frame: zmq.Frame) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from contextlib import ExitStack
 
 import anyio
@@ -18,6 +21,7 @@ from eplbd.runtime.uplink import CLOSED
 from tests.runtime.nodes import (
     MIB,
     dialled,
+    free_endpoint,
     knocking,
     new_pair,
     opened,
@@ -164,3 +168,20 @@ async def test_an_address_that_is_taken_or_not_ours_is_refused() -> None:
                 open_door(context, endpoint, new_pair(), MIB, lambda *_: None),
             ):
                 pass
+
+
+async def test_a_sandbox_that_libzmq_would_not_survive_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RestrictAddressFamilies= without AF_NETLINK; libzmq would abort the process."""
+
+    def forbidden() -> list[tuple[int, str]]:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "if_nameindex", forbidden)
+    with (
+        zmq.asyncio.Context() as context,
+        pytest.raises(ConfigError, match=r"eplbd share cluster"),
+        open_door(context, free_endpoint(), new_pair(), MIB, lambda *_: None),
+    ):
+        pass

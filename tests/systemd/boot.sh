@@ -48,6 +48,8 @@ mkdir run/before
 pivot_root . run/before
 cd /
 umount -l run/before
+# As systemd has it where it boots no container: credentials of a service are mounted in another namespace.
+mount --make-rshared /
 exec env -i container=eplbd-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   setpriv --bounding-set -sys_module,-sys_time,-sys_rawio,-syslog \
   /lib/systemd/systemd --system --unit=basic.target --log-target=journal --show-status=no

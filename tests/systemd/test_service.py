@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from eplbd.runtime.keys import generate
 from tests.runtime.workers import Worker, drive, group, welcomed
 from tests.systemd.machine import CannotBootError, Machine, booted
 
@@ -299,6 +300,27 @@ def test_a_killed_daemon_comes_back_at_the_same_place(machine: Machine) -> None:
     machine.until(lambda: shown(machine, "NRestarts")["NRestarts"] == "1", "systemd restarted it")
     machine.until(lambda: shown(machine, "ActiveState")["ActiveState"] == "active", "it serves")
     assert machine.run("stat", "--format=%i", "/run/eplbd") == directory
+
+
+def test_among_other_nodes_its_key_is_its_own(machine: Machine, tmp_path: Path) -> None:
+    """As OPERATIONS.md says; what systemd hands over, the group of the workers cannot read."""
+    for step in steps("Several nodes"):
+        machine.run("sh", "-c", step)
+    generate(tmp_path)
+    (machine.root / "etc/eplbd/trust/other.key").write_bytes((tmp_path / "node.key").read_bytes())
+    configure(machine, f"{HOLD}[cluster]\nlisten = 'tcp://127.0.0.1:9477'\n")
+    assert shown(machine, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+    serving = json.loads(logged(machine, "serving")[-1]["MESSAGE"])
+    assert serving["cluster"] == "tcp://127.0.0.1:9477"
+    secrets = ("/etc/eplbd/keys", "/run/credentials/eplbd.service")
+    for place in secrets:
+        assert "secret-key" in machine.run("cat", f"{place}/node.key_secret")
+        said = machine.as_user("engine", "cat", f"{place}/node.key_secret")
+        assert "Permission denied" in said
+    (machine.root / "etc/eplbd/trust/other.key").unlink()
+    machine.run("systemctl", "reload", "eplbd")
+    machine.until(lambda: bool(logged(machine, "trust reloaded")), "the key was withdrawn")
+    (machine.root / "etc/systemd/system/eplbd.service.d/eplbd.conf").unlink()
 
 
 def test_a_stop_is_quick_and_clean(machine: Machine) -> None:
