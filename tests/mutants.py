@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "relay: forget which rank a peer is",
         NODE,
-        "        self.members[peer] = (hello.group, hello.rank)\n        self._forget(self.relays.h",
-        "        self._forget(self.relays.h",
+        "        self.members[peer] = (hello.group, hello.rank)\n        self._forget(self",
+        "        self._forget(self",
         NODES,
     ),
     Mutant(

@@ -77,9 +77,6 @@ class _Translation:
             self.starts = np.searchsorted(flat[self.order], np.arange(layers * experts))
         else:
             self.where = np.ascontiguousarray(keys.transpose(1, 0, 2)).reshape(ranks, -1)
-            ordered = np.sort(placement.slots, axis=2)
-            repeats = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=(0, 2))
-            self.repeats: list[bool] = repeats.tolist()
 
 
 class Ledger:
@@ -170,7 +167,7 @@ class Ledger:
         if translation is None:
             self._unknown += len(ranks)
         else:
-            for step in self._assembly.add(self._translate(report, ranks, translation)):
+            for step in self._assembly.add(self._translate(report, translation)):
                 self._close(step)
             self._reports += len(ranks)
         first = report.first_forward
@@ -272,7 +269,7 @@ class Ledger:
         self._next = [min(forward, start) for forward in self._next]
         self._far.clear()
 
-    def _translate(self, report: NodeHeat, ranks: list[int], translation: _Translation) -> Part:
+    def _translate(self, report: NodeHeat, translation: _Translation) -> Part:
         counts, tokens = report.counts, report.tokens.astype(np.int64)
         if self._replicated:
             tokens[report.ranks != 0] = 0
@@ -283,7 +280,7 @@ class Ledger:
         else:
             heat = counts.reshape(*counts.shape[:2], -1)
             load = np.einsum("rslc->rsl", counts.astype(np.int64))
-            where = [(translation.where[rank], translation.repeats[rank]) for rank in ranks]
+            where = translation.where[report.ranks]
         return Part(
             ranks=report.ranks,
             first_forward=report.first_forward,
