@@ -30,8 +30,9 @@ KEYS = {
     "alarms__no_worker_s": 0.1,
 }
 GIVEN = {"$job": "eplbd", "$instance": ".*", "$group": ".*", "$__rate_interval": "10s"}
-SILENT = {"Shadows", "Forward"}
-"""Panels about what this group does not have: shadows, and an engine that times its forwards."""
+SILENT = {"Shadows", "Forward", "Heat per rank"}
+"""Panels about what this group does not have: shadows, an engine that times its forwards, ranks on
+other nodes."""
 
 
 @contextmanager
@@ -112,12 +113,16 @@ def test_a_group_at_work_fills_the_dashboard(tmp_path: Path, connect: Connect) -
         rated = "rate(eplbd_moves_total[10s])"
         drive(workers, hot(workers, lambda: bool(watcher.values(rated))), "there is a rate")
 
-        def filled() -> bool:
-            return {title for title, series in shown(watcher).items() if not series} <= SILENT
+        def empty() -> set[str]:
+            return {title for title, series in shown(watcher).items() if not series} - SILENT
 
-        drive(workers, hot(workers, filled), "every panel has something to show")
+        drive(
+            workers, hot(workers, lambda: not empty()), lambda: f"{empty()} have something to show"
+        )
         assert watcher.values('up{job="eplbd"}') == [1]
         assert watcher.values("sum(eplbd_moves_total)") > [0]
+        used = "sum(eplbd_bubble_used_ratio_sum) / sum(eplbd_bubble_used_ratio_count)"
+        assert watcher.values(used) == [0.25], "as the workers say"
         rules = watcher.ask("api/v1/rules")["groups"][0]["rules"]
         assert [r["name"] for r in rules] == re.findall(r"alert: (\w+)", printed("alerts"))
         assert {r["health"] for r in rules} == {"ok"}, [r.get("lastError") for r in rules]

@@ -82,7 +82,8 @@ class Worker:
             case a.Reserve(prepare):
                 self.step(a.Reserved(prepare.term, prepare.epoch))
             case a.RunRounds(term, epoch):
-                self.step(a.RoundsDone(term, epoch, self.forward))
+                done = a.RoundsDone(term, epoch, self.forward, stage_s=0.02, transfer_s=0.005)
+                self.step(done)
             case a.PlaceArm(term, epoch, attempt):
                 self.arm = effect
                 self.step(a.ArmPlaced(term, epoch, attempt))
