@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from eplbd.core.node import Node
     from eplbd.core.relay import Relay
     from eplbd.core.session import Session
+    from eplbd.core.topology import Topology
 
 LOOKED_AT = 32
 """Steps of the window that a look averages over, evenly spaced, the newest among them: PAR over
@@ -67,7 +68,7 @@ def _group(
     group, ledger, cycle = balancer.group, balancer.ledger, balancer.cycle
     shape, settings = group.shape, balancer.settings.balance
     steps = ledger.since(-1, settings.phase) if ledger is not None else []
-    observed, load = _loads(steps)
+    observed, load = _loads(steps, group.topology)
     return GroupOverview(
         name=group.name,
         incarnation=group.incarnation,
@@ -102,17 +103,17 @@ def _group(
 
 
 def _loads(
-    steps: Sequence[Step],
+    steps: Sequence[Step], topology: Topology | None
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """PAR per layer, and what the ranks carry of it."""
-    if not steps:
+    """PAR per layer, slower ranks counting for more, and what the ranks carry of it."""
+    if not steps or topology is None:
         return None, None
     stride = -(-len(steps) // LOOKED_AT)
     loads = np.stack([step.load.T for step in steps[::-1][::stride]])
     total = loads.sum(axis=0, dtype=np.float64)
     mean = total.mean(axis=1, keepdims=True)
     relative = np.where(mean > 0, total / np.where(mean > 0, mean, 1.0), 1.0)
-    observed: NDArray[np.float64] = par(loads).mean(axis=0)
+    observed: NDArray[np.float64] = par(loads / np.array(topology.speed)).mean(axis=0)
     for array in (observed, relative):
         array.setflags(write=False)
     return observed, relative

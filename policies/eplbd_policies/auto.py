@@ -17,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from eplbd import Budget, Heat, Placement, Policy, Register, Topology, hookimpl, rank_load
 from eplbd_policies.allowance import allowed, within
@@ -62,6 +63,13 @@ def part_of(heat: Heat, current: Placement, layers: Ints) -> tuple[Heat, Placeme
     steps.setflags(write=False)
     shares = None if current.shares is None else current.shares[layers]
     return Heat(steps, heat.phase), Placement(current.slots[layers], current.experts, shares)
+
+
+def hottest(placement: Placement, steps: NDArray[np.int32], topology: Topology) -> Floats:
+    """`[T, L]` load of the rank that takes longest: over its speed, the mean rank's being 1."""
+    speed = np.array(topology.speed) / np.mean(topology.speed)
+    load: Floats = (rank_load(placement, steps) / speed).max(-1)
+    return load
 
 
 class Auto:
@@ -116,7 +124,7 @@ class Auto:
         if limit is None or moves.sum() <= limit:
             return target
         newest = heat.steps[-(len(heat.steps) // HELD_OUT) :]
-        gain = (rank_load(current, newest).max(-1) - rank_load(target, newest).max(-1)).sum(0)
+        gain = (hottest(current, newest, topology) - hottest(target, newest, topology)).sum(0)
         order = np.argsort(-gain / np.maximum(moves, 1), kind="stable")
         layers = within(order, moves, budget)
         return current.with_layers(layers, target.slots[layers], target.parts()[layers])
@@ -132,7 +140,7 @@ class Auto:
         first, most = np.zeros(()), np.zeros(current.layers)
         for which, candidate in enumerate(self._candidates):
             proposal = candidate.propose(older, topology, current, budget)
-            paid = rank_load(proposal, newest).max(-1) / np.maximum(mean, 1e-9)
+            paid = hottest(proposal, newest, topology) / np.maximum(mean, 1e-9)
             paid += self._options.move_cost / current.ranks * proposal.moves_from(current)
             if which == 0:
                 first = paid

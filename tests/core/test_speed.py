@@ -15,6 +15,7 @@ from eplbd.core.events import Note, Reconfigured
 from eplbd.core.gain import Gains
 from eplbd.core.heat import Heat
 from eplbd.core.orders import Orders
+from eplbd.core.overview import overview
 from eplbd.core.placement import Placement
 from eplbd.core.settings import BalanceSettings
 from eplbd.core.speed import Speeds, declared
@@ -179,6 +180,12 @@ def test_policies_see_what_is_declared_from_the_next_question_on() -> None:
     assert balancer.gains.speed.tolist() == [1.0, 0.5, 1.0]
     world.settle()
     assert len(weighed(world)) == 1
+    assert balancer.ledger is not None
+    steps = balancer.ledger.since(-1)[::-1]  # a few: all of them are looked at
+    times = np.stack([step.load.T for step in steps]) / np.array([1.0, 0.5, 1.0])
+    observed = overview(world.node).groups[0].observed_par
+    assert observed is not None
+    assert observed == pytest.approx((times.max(-1) / times.mean(-1)).mean(0))
 
 
 def weighed(world: World) -> list[object]:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eplbd import Budget, Heat, Placement, Topology, rank_load
+from eplbd_policies.auto import Auto
 from eplbd_policies.incremental import Incremental
 from tests.policies.asked import counts
 
@@ -77,3 +78,13 @@ def test_a_rank_that_recovers_gets_its_part_back_and_nothing_moves_then(
     again = answer(steps, EQUAL, slow)
     load: Floats = rank_load(again, steps[STEPS:]).sum((0, 1))
     assert load[SLOW] / np.delete(load, SLOW).mean() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_portfolio_judges_by_time(steps: NDArray[np.int32]) -> None:
+    """Greedy evens out the loads, and leads where all ranks are alike."""
+    candidates = ("greedy", "incremental")
+    policy = Auto(Auto.Options(candidates=candidates, move_cost=0.0))
+    budget = Budget(None, None, 10.0, 1)
+    answer = policy.propose(Heat(steps[:STEPS], "all"), UNEQUAL, START, budget)
+    load = rank_load(answer, steps[STEPS:]).sum((0, 1))
+    assert load[SLOW] / np.delete(load, SLOW).mean() == pytest.approx(HALF, abs=0.1)
