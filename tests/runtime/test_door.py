@@ -102,12 +102,11 @@ async def test_nobody_takes_anothers_route_by_its_name() -> None:
     """An identity is chosen by whoever connects: it must not lead another's orders astray."""
     honest, rogue = new_pair(), new_pair()
     async with opened(trusting(honest, rogue)) as leader:
-        with (
-            knocking(leader.address, honest, identity=b"relay") as first,
-            knocking(leader.address, rogue, identity=b"relay") as second,
-        ):
+        with ExitStack() as stack:
+            first = stack.enter_context(knocking(leader.address, honest, identity=b"relay"))
             await say(first, [b"honest"])
             await until(lambda: leader.heard(honest.public), "the honest one was heard")
+            second = stack.enter_context(knocking(leader.address, rogue, identity=b"relay"))
             for _ in range(20):
                 try:
                     second.send_multipart([b"rogue"], zmq.NOBLOCK)
