@@ -228,14 +228,15 @@ _SAID = click.core.ParameterSource.COMMANDLINE
 _OF_ANY = {"ranks", "slots", "policy"}
 _OF_CLUSTER = {
     *("ranks_per_node", "layers", "experts", "forwards_per_second", "seconds", "latency_ms"),
-    *("loss", "partition", "skew", "seed", "plot"),
+    *("loss", "partition", "skew", "seed", "busy", "plot"),
 }
 
 
 def clustered(command: Callable[..., None]) -> Callable[..., None]:
     """Give `simulate` what it is to know of a made-up group."""
     for option in (
-        click.option("--plot", type=click.Path(path_type=Path), help="8 to 4096 ranks, drawn."),
+        click.option("--plot", type=click.Path(path_type=Path), help="Of 8 to --ranks ranks."),
+        click.option("--busy", is_flag=True, help="The leader answers as late as it takes here."),
         click.option("--seed", type=click.IntRange(0)),
         click.option("--skew", type=click.FloatRange(0, 0.1), help="Between hosts' clocks."),
         click.option("--partition", multiple=True, metavar="AT:SECONDS:NODES"),

@@ -190,7 +190,7 @@ def draw_growth(axes: Sequence[Axes], rows: Sequence[Mapping[str, object]]) -> N
     """What a group's control plane costs by its number of ranks; rows of `simulate --cluster`."""
     for axis, (title, unit, lines) in zip(axes, _GROWTH, strict=True):
         for colour, (label, key, factor) in zip(COLOURS, lines, strict=False):
-            known = [row for row in rows if row[key] is not None]
+            known = [row for row in rows if row[key]]
             at = [float(str(row["ranks"])) for row in known]
             values = [factor * float(str(row[key])) for row in known]
             axis.plot(at, values, "o-", color=colour, label=label, markersize=3)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,17 @@ def test_the_command_prints_figures() -> None:
     assert 0 < row["leader_core"] < 1
 
 
+@pytest.mark.slow
+def test_the_command_draws_growth(tmp_path: Path) -> None:
+    picture = tmp_path / "growth.svg"
+    small = "--cluster --ranks 32 --layers 2 --slots 3 --experts 16 --seconds 3 --json -"
+    result = CliRunner().invoke(main, ["simulate", *small.split(), "--plot", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert [row["ranks"] for row in json.loads(result.output)] == [8, 16, 32]
+    drawn = picture.read_text("utf-8")
+    assert all(word in drawn for word in ("Processor time", "Longest turn", "Memory", "per rank"))
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -237,7 +249,7 @@ def test_the_command_refuses_what_makes_no_sense(given: str, told: str) -> None:
 @pytest.mark.skipif(not os.environ.get("EPLBD_NIGHTLY"), reason="nightly: takes minutes")
 @pytest.mark.timeout(1800)
 def test_a_thousand_ranks_are_led_by_half_a_core() -> None:
-    row = run(Options(seconds=22.0))
+    row = run(Options(seconds=10.0, busy=True))
     sys.stdout.write(json.dumps(row, indent=2))
     assert float(str(row["leader_core"])) < 0.5
     assert int(str(row["epochs_settled"])) > 2

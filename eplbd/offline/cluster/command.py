@@ -27,8 +27,8 @@ from eplbd.offline.table import aligned, emit_json, figure, size
 WARM_UP_S = 2.0
 """Until the group has gathered and heat comes: gathering is not what serving costs."""
 
-SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Ranks of the groups that `--plot` compares."""
+LEAST_RANKS = 8
+"""Of the groups that `--plot` compares; each has twice as many as the one before."""
 
 EAGER = Settings(
     balance=BalanceSettings(interval_s=5.0, par_trigger=1.0, min_gain=-1e9, horizon_s=1e9),
@@ -55,6 +55,7 @@ class Options:
     partition: tuple[str, ...] = ()
     skew: float = 1e-3
     seed: int = 0
+    busy: bool = False
 
     def plan(self) -> Plan:
         """Checked. Raises ConfigError."""
@@ -73,6 +74,7 @@ class Options:
             quality=Quality(self.latency_ms / 1e3, loss=self.loss, repetition=self.loss),
             skew=self.skew,
             seed=self.seed,
+            busy=self.busy,
             settings=EAGER,
         )
         return replace(plan, cuts=tuple(_cut(text, plan.hosts) for text in self.partition))
@@ -124,7 +126,7 @@ def command(options: Options, json: str | None, plot: Path | None) -> None:
     """Run, and print the table, the JSON, the plot."""
     if plot is not None and plot.suffix not in plots.SUFFIXES:
         raise ConfigError(f"{plot}: a plot is written as {' or '.join(plots.SUFFIXES)}")
-    sizes = SIZES if plot is not None else (options.ranks,)
+    sizes = _sizes(options.ranks) if plot is not None else [options.ranks]
     rows = [run(replace(options, ranks=ranks)) for ranks in sizes]
     if plot is not None:
         with plots.style():
@@ -135,6 +137,10 @@ def command(options: Options, json: str | None, plot: Path | None) -> None:
         emit_json(json, rows if plot is not None else rows[0])
     if json != "-":
         click.echo(text(rows))
+
+
+def _sizes(most: int) -> list[int]:
+    return [ranks for ranks in (LEAST_RANKS << n for n in range(20)) if ranks <= most]
 
 
 _COLUMNS = (
