@@ -7,6 +7,7 @@ validates them.
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,7 @@ def _contradictions(loaded: Loaded) -> Iterator[str]:
     yield from _endpoints(loaded)
     yield from _cluster(loaded)
     yield from _modes(loaded)
+    yield from _speeds(loaded)
 
     def clash(one: str, relation: str, other: str, reason: str) -> str:
         """The sentence about two keys, at the place of the one that somebody wrote."""
@@ -318,6 +320,14 @@ def _cluster(loaded: Loaded) -> Iterator[str]:
     if cluster.leader_key and not is_key(cluster.leader_key):
         place = f"{loaded.where('cluster.leader_key')}: cluster.leader_key"
         yield f"{place}: expected a public key, 40 characters as `eplbd keygen` prints them"
+
+
+def _speeds(loaded: Loaded) -> Iterator[str]:
+    """What does not say which rank is how fast."""
+    for entry in loaded.config.balance.rank_speed:
+        if not re.fullmatch(r"(.+:)?\d+=(0\.\d*[1-9]\d*|[1-9]\d{0,3}(\.\d+)?)", entry):
+            place = f"{loaded.where('balance.rank_speed')}: balance.rank_speed names {entry!r}"
+            yield f"{place}: expected RANK=SPEED or GROUP:RANK=SPEED, the speed a number above 0"
 
 
 def _modes(loaded: Loaded) -> Iterator[str]:

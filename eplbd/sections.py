@@ -15,12 +15,6 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Mode = Annotated[str, msgspec.Meta(pattern="^0[0-7]{3}$")]
 
 
-RankSpeed = Annotated[
-    str, msgspec.Meta(pattern=r"^(.+:)?\d+=(0\.\d*[1-9]\d*|[1-9]\d{0,3}(\.\d+)?)$")
-]
-"""RANK=SPEED or GROUP:RANK=SPEED, the speed above 0."""
-
-
 class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process: where workers reach it and where it keeps what it must not forget."""
 
@@ -97,7 +91,7 @@ class Balance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_moves: Natural = 0
     pause_s: Seconds = 1.0
     opening: Literal["stored", "spread", "none"] = "stored"
-    rank_speed: tuple[RankSpeed, ...] = ()
+    rank_speed: tuple[Name, ...] = ()
     measure_speed: bool = False
     share_heat: tuple[Name, ...] = ()
     rollout: Literal["together", "one-at-a-time"] = "together"
@@ -153,6 +147,7 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: Seconds = 0.5
     silence_s: Seconds = 3.0
     max_message_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**32)] = 64 * 2**20
+    max_books_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = 4 * 2**30
 
 
 class Alarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
