@@ -26,6 +26,10 @@ near ties in the search, for a sixth fewer moves at the same peak."""
 WORK = 10_000
 """A layer of that many slots x ranks keeps one branch of the tree, a smaller one more."""
 
+WIDE = 300_000
+"""A layer of more slots x ranks than that over `width` tries fewer choices on each level of the
+tree: a choice costs as much as the layer is large, and there are the most of them where it is."""
+
 BEAM = 64
 """The most branches that a level of the tree keeps."""
 
@@ -46,10 +50,9 @@ def rename(planned: NDArray[np.int64], current: NDArray[np.int32], experts: int)
 
     In place. Which rank gets which set changes nothing for the balance.
     """
-    every = np.arange(len(planned))[:, None]
-    new, old = np.zeros((2, len(planned), experts), np.float32)
-    new[every, planned], old[every, current] = 1, 1
-    rank, chosen = linear_sum_assignment(old @ new.T, maximize=True)
+    held = np.zeros((len(current), experts), np.bool_)
+    held[np.arange(len(current))[:, None], current] = True
+    rank, chosen = linear_sum_assignment(held[:, planned].sum(2), maximize=True)
     planned[rank] = planned[chosen]
 
 
@@ -65,7 +68,8 @@ class FlashLB:
         episodes: parts of the window that are weighed against each other. z: standard deviations
         of its load that a rank's risk adds to the mean. slack: part of the peak that is given away
         for fewer moves. depth, width: levels of the tree, and choices to either side of the greedy
-        one that each tries. layers: most layers that one proposal moves; 0 for any number.
+        one that each tries, fewer in the largest layers. layers: most layers that one proposal
+        moves; 0 for any number.
         """
 
         min_gain: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.02
@@ -106,8 +110,9 @@ class FlashLB:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A placement `[L, R, K]`, and the peaks of it and of `slots`, `[2, L]`."""
         options = self._options
-        beam = WORK // (slots[0].size * slots.shape[1])
-        tree = np.array([options.depth, options.width, min(max(beam, 1), BEAM)], np.int64)
+        size = slots[0].size * slots.shape[1]
+        beam, width = min(max(WORK // size, 1), BEAM), min(max(WIDE // size, 1), options.width)
+        tree = np.array([options.depth, width, beam], np.int64)
         risk = np.array([options.z, KEEP, options.slack])
         planned, peaks = plan(samples, slots.astype(np.int64), risk, tree)
         return planned, peaks

@@ -197,15 +197,18 @@ def _give_way(layer: Layer, ranks: Ranks, count: Ids, expert: int) -> int:
 def _place(layer: Layer, ranks: Ranks, count: Ids, expert: int, keep: float) -> None:
     """Put a replica of `expert` on the rank with room whose risk is least then."""
     share = layer.mean[expert] / count[expert]
+    own = layer.cov[expert, expert] / count[expert]
+    alone = layer.z * np.sqrt(max(own / count[expert], 0.0))
     best, least, spread = -1, np.inf, 0.0
     for rank in range(ranks.used.size):
         level = ranks.load[rank] + share
         if layer.home[expert, rank]:
             level -= keep * share
+        floor = level + alone if ranks.used[rank] == 0 else level
         full = ranks.used[rank] == ranks.rows.shape[1]
-        if full or level >= least or _holds(ranks, rank, expert):
+        if full or floor >= least or _holds(ranks, rank, expert):
             continue
-        mixed = layer.cov[expert, expert] / count[expert]
+        mixed = own
         for slot in range(ranks.used[rank]):
             other = ranks.rows[rank, slot]
             mixed += 2.0 * layer.cov[expert, other] / count[other]

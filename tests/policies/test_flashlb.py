@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -76,6 +77,19 @@ def test_episodes_cover_the_window_evenly() -> None:
     first = steps[:2].sum(0)
     np.testing.assert_allclose(heat[:, :, 0], 4 * first / first.sum(1, keepdims=True))
     assert episodes(steps[:3], 4, 5).shape == (3, 8, 3)
+
+
+def test_a_plan_for_256_ranks_takes_no_longer_than_a_few_for_32() -> None:
+    """A layer has 14 times the slots x ranks, and so costs each choice of the search."""
+
+    def cpu_s(ranks: int, slots: int) -> float:
+        steps, current = counts(4, 256), start(4, 256, ranks, slots)
+        started = time.process_time()
+        ask(flashlb(), steps, current)
+        return time.process_time() - started
+
+    ask(flashlb(), counts(1, 256), start(1, 256, 32, 9))
+    assert min(cpu_s(256, 2) for _ in range(3)) < 10 * min(cpu_s(32, 9) for _ in range(3))
 
 
 def test_only_layers_that_gain_move_and_the_most_worthwhile_first() -> None:
