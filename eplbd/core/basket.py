@@ -99,8 +99,8 @@ class Basket:
             return False
         if self._crossings is None:
             return True
-        ways = self._ways + self._crossed(unit, senders)
-        return max(ways.values(), default=0) <= self._crossings
+        ways = self._crossed(unit, senders)
+        return all(self._ways[way] + count <= self._crossings for way, count in ways.items())
 
     def _sender(self, rank: int, expert: int) -> int:
         """The holder with most room left to send to `rank`, among those of its node if any."""
@@ -118,7 +118,7 @@ class Basket:
 
     def _put(self, unit: Unit) -> None:
         senders = [self._sender(rank, expert) for rank, _, expert in unit.writes]
-        self._ways += self._crossed(unit, senders)
+        self._ways.update(self._crossed(unit, senders))
         for write, sender in zip(unit.writes, senders, strict=True):
             rank, _, expert = write
             self.writes.append((self._layer, write))
