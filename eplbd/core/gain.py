@@ -6,8 +6,8 @@ steps, those after the flip: what the ranks processed, and what they would have 
 before. How far real loads lie above the modelled ones (an engine does not split an expert's tokens
 quite evenly) is taken from the steps before the flip.
 
-A plan that falls short because its traffic is gone says little of who made it. Either map tells that
-if steps from before and after the flip are held against it: where the loads of its ranks have
+A plan that falls short because its traffic is gone says little of who made it. Either map tells
+that if steps from before and after the flip are held against it: where the loads of its ranks have
 changed by as much as the gain falls short, the plan counts neither way. Unless it did harm: then it
 was made for too narrow a view of the traffic.
 
