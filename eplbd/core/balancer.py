@@ -364,9 +364,13 @@ class Balancer:
         """
         assert self.ledger is not None
         assert self.group.placement is not None
-        loads = self.ledger.loads(self.group.epoch, self.settings.balance.phase)
-        if loads.shape[0] < self.settings.balance.min_steps and self.now < cycle.deadline:
+        under = self.group.epoch, self.settings.balance.phase
+        if (
+            self.ledger.under(*under) < self.settings.balance.min_steps
+            and self.now < cycle.deadline
+        ):
             return
+        loads = self.ledger.loads(*under)
         outcome = cycle.outcome
         enough = outcome == "applied" and loads.shape[0] >= self.settings.balance.min_steps
         served = self.served() if enough else []
