@@ -243,14 +243,14 @@ MUTANTS = (
         RELAYED,
         "if relay is None or hello.incarnation > relay.incarnation:",
         "if relay is None:",
-        NODES,
+        RELAYS,
     ),
     Mutant(
         "relay: forget which rank a peer is",
         NODE,
         "        self.members[peer] = (hello.group, hello.rank)\n        self._forget(self",
         "        self._forget(self",
-        NODES,
+        RELAYS,
     ),
     Mutant(
         "leader: tell nobody where it is reached",
@@ -269,8 +269,8 @@ MUTANTS = (
     Mutant(
         "leader: let a rank that lives be taken over another way",
         GROUP,
-        "relay_of(replaced.peer) != relay_of(peer)",
-        "False",
+        "relay_of(held.peer) == relay_of(peer)",
+        "True",
         RELAYS,
     ),
     Mutant(

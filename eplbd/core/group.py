@@ -94,14 +94,6 @@ class Group:
             self.refuse(peer, reason)
             return None
         replaced = self.sessions.get(hello.rank)
-        if (
-            replaced
-            and relay_of(replaced.peer) != relay_of(peer)
-            and hello.rank not in self.missing
-        ):
-            where = replaced.hello.node
-            self.refuse(peer, f"rank {hello.rank} lives on {where}, and is reached another way")
-            return None
         self.sessions[hello.rank] = Session(peer, hello, self.now, seq)
         self.missing.discard(hello.rank)
         self.unsettled.add(hello.rank)
@@ -114,6 +106,13 @@ class Group:
         elif self.term >= max(highest, 1):
             self._welcome(hello.rank)
         return replaced.peer if replaced and replaced.peer != peer else None
+
+    def elsewhere(self, peer: Peer, rank: int) -> str:
+        """Why a rank is not taken in by this way: it lives, and came by another; else empty."""
+        held = self.sessions.get(rank)
+        if held is None or rank in self.missing or relay_of(held.peer) == relay_of(peer):
+            return ""
+        return f"rank {rank} lives on {held.hello.node}, and is reached another way"
 
     def refuse(self, peer: Peer, reason: str) -> None:
         """Say why there is no session."""
@@ -314,13 +313,14 @@ class Group:
     def _beat(self) -> None:
         if not self.term:
             return
+        beat = m.Beat(self.term)  # one for all: what is told to many is encoded once
         for rank in self.sessions:
             if rank in self.missing:
                 continue
             if rank in self.unsettled and not self.leader:
                 self._welcome(rank)
             else:
-                self.send(rank, m.Beat(self.term))
+                self.send(rank, beat)
 
     def send(self, rank: int, message: m.FromLeader) -> None:
         """Queue a message to a rank that has a session."""

@@ -113,6 +113,7 @@ class Node:
                 obey(self, event)
             case Stopping():
                 self._stopping()
+        self.out += self.relays.drain()
         return self.out
 
     # --- peers ----------------------------------------------------------------------------------
@@ -132,7 +133,6 @@ class Node:
                 self._relay_gone(relay)
             case Led():
                 self.relays.led(event)
-                self.out += self.relays.drain()
 
     def _received(self, peer: Peer, seq: int, message: m.FromAgent) -> None:
         if isinstance(message, m.Hello):
@@ -151,7 +151,8 @@ class Node:
                 self._heard(self.balancers[name], rank, seq, message)
         except RemoteProtocolError as error:
             self._reject(peer, str(error))
-        self._drain_group(name)
+        if name in self.balancers:
+            self._drain(self.balancers[name])
 
     def _heard(self, balancer: Balancer, rank: int, seq: int, message: m.FromAgent) -> None:
         session = balancer.group.sessions[rank]
@@ -167,7 +168,6 @@ class Node:
                 self._relay(peer, seq, hello, leader)
                 return
             self._forget(self.relays.drop(hello.group))
-            self.out += self.relays.drain()
         elif hello.group in self.relays.groups:
             leader = self.relays.groups[hello.group].leader
             self._refuse(peer, f"group {hello.group!r} is not led here but at {leader.endpoint}")
@@ -185,7 +185,6 @@ class Node:
             self._forget(led.group.peers())
         self.members[peer] = (hello.group, hello.rank)
         self._forget(self.relays.hello(peer, seq, hello, leader))
-        self.out += self.relays.drain()
 
     def _lead(self, peer: Peer, seq: int, hello: m.Hello) -> None:
         balancer = self.balancers.get(hello.group)
@@ -197,6 +196,10 @@ class Node:
             reason = f"group {hello.group!r} has restarted since; stop this worker"
             balancer.group.refuse(peer, reason)
             self._drain(balancer)
+            return
+        reason = balancer.group.elsewhere(peer, hello.rank)
+        if reason:
+            self._refuse(peer, reason)
             return
         replaced = balancer.group.hello(peer, hello, seq)
         if replaced is not None:
@@ -318,7 +321,6 @@ class Node:
             self.out += self.questions.drain()
             self._drain(balancer)
         self._forget(self.relays.tick(now))
-        self.out += self.relays.drain()
         self.out += self.downlinks.nod(now, self.settings.session)
         self.out.extend(self.alarms.look(self, now))
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):
@@ -343,12 +345,6 @@ class Node:
         """Take what is to be done for every group."""
         for balancer in self.balancers.values():
             self._drain(balancer)
-
-    def _drain_group(self, name: str) -> None:
-        if name in self.balancers:
-            self._drain(self.balancers[name])
-        else:
-            self.out += self.relays.drain()
 
     def _drain(self, balancer: Balancer) -> None:
         effects, name = balancer.drain(), balancer.group.name
