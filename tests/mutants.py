@@ -3,8 +3,9 @@
 Each mutant is one edit of one machine. The suite that must notice is `tests/core/test_protocol.py`
 alone, or across nodes `tests/core/test_nodes.py`: they know no message by name, only that ranks
 must agree, contents be right, nobody be left waiting, and balancing resume. What a relay must not
-let happen although no rank would suffer from it at once, its own tests must notice. A mutant that
-survives means that its suite proves nothing about the rule it broke.
+let happen although no rank would suffer from it at once, its own tests must notice, and so must
+those of doors and keys what is let in. A mutant that survives means that its suite proves nothing
+about the rule it broke.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.runtime.mutants import TRUST
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUITE = "tests/core/test_protocol.py"
@@ -301,6 +304,7 @@ MUTANTS = (
         "        elif False:\n",
         RELAYS,
     ),
+    *(Mutant(*row) for row in TRUST),
 )
 
 
@@ -316,7 +320,7 @@ class Outcome:
 
 def run(mutant: Mutant | None) -> Outcome:
     """Run its suite on a copy of the sources with one edit, or all with none as the control."""
-    suites = [SUITE, NODES, RELAYS] if mutant is None else [mutant.suite]
+    suites = sorted({each.suite for each in MUTANTS}) if mutant is None else [mutant.suite]
     with tempfile.TemporaryDirectory(prefix="eplbd-mutant-") as folder:
         copy = Path(folder)
         for name in ("eplbd", "tests"):
