@@ -13,13 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.chaos import control as c
 from tests.chaos.group import REPOSITORY, Ranks
 from tests.chaos.lab import QUICK, RECOVERY_S, Bound, Lab
 from tests.chaos.served import Served
+from tests.cluster.bystander import Bystanders, bystanders
 from tests.cluster.hosts import ENGINE, Host, Room, open_room
 
 NAMES = ("alpha", "beta", "gamma")
@@ -76,6 +77,7 @@ class ClusterLab(Lab):
         self._stack = contextlib.ExitStack()
         self._lives = itertools.count()
         self.room: Room
+        self._bystanders: Bystanders
         self.daemons: list[Served] = []
 
     # --- building -------------------------------------------------------------------------------
@@ -85,6 +87,7 @@ class ClusterLab(Lab):
         self.close()
         folder = self._folder / str(next(self._lives))
         self.room = self._stack.enter_context(open_room(NAMES, delay_s=DELAY_S, loss=LOSS))
+        self._bystanders = self._stack.enter_context(bystanders(len(NAMES)))
         for host in self.room.hosts:
             (folder / host.name).mkdir(parents=True)
             self.daemons.append(Served(folder / host.name, host.prefix))
@@ -149,6 +152,19 @@ class ClusterLab(Lab):
         self._stack.close()
 
     # --- what scenarios need --------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def scenario(self, name: str, *, register_s: float = 0.0) -> Iterator[None]:
+        """As above; what bystanders waited for the machine meanwhile is no fault of eplbd's."""
+        if not self.sound:
+            self.build()
+        self._bystanders.delay_s()
+        with super().scenario(name, register_s=register_s):
+            yield
+
+    def nobody_waited(self, name: str, reports: list[c.Report], register_s: float = 0.0) -> None:
+        """As above."""
+        super().nobody_waited(name, reports, register_s + self._bystanders.delay_s())
 
     def settles_further(self, epochs: int = 1) -> None:
         """Start the daemons that are not alive, then as above."""
