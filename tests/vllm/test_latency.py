@@ -37,8 +37,9 @@ def test_the_table_has_a_line_for_each_arm_and_says_what_is_missing() -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_a_real_engine_bears_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = measure(Options(REPOSITORY / ".venv/bin/eplbd", BIN), tmp_path, rounds=4)
-    assert "amid epochs" in capsys.readouterr().out
+    with capsys.disabled():  # the figures belong into the log of whoever runs this
+        found = measure(Options(REPOSITORY / ".venv/bin/eplbd", BIN), tmp_path, rounds=4)
+    assert all(any(ratios(found, arm)) for arm in found["step_s"])
     assert found["epochs"] > 0
     # Its own time, not the machine's: others make a clock run faster, a processor's seconds not.
     cpu = {arm: sum(seconds) for arm, seconds in found["cpu_s"].items()}
