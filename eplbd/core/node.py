@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from eplbd.core import messages as m
+from eplbd.core.admission import no_room
 from eplbd.core.alarms import Alarms
 from eplbd.core.balancer import Balancer
 from eplbd.core.cluster import (
@@ -58,9 +59,6 @@ if TYPE_CHECKING:
     from eplbd.core.cluster import Address, Peer
     from eplbd.core.orders import Orders
     from eplbd.core.settings import Settings
-
-GROUPS_MAX = 64
-"""More EP groups than this on one node are a mistake or an attack."""
 
 COMPLAINTS_MAX = 1024
 """Peers whose first bad message is logged; after that many, bad messages are only counted."""
@@ -167,7 +165,7 @@ class Node:
             if leader is not None:
                 self._relay(peer, seq, hello, leader)
                 return
-            self._forget(self.relays.drop(hello.group))
+            self.forget(self.relays.drop(hello.group))
         elif hello.group in self.relays.groups:
             leader = self.relays.groups[hello.group].leader
             self._refuse(peer, f"group {hello.group!r} is not led here but at {leader.endpoint}")
@@ -176,15 +174,15 @@ class Node:
 
     def _relay(self, peer: bytes, seq: int, hello: m.Hello, leader: Address) -> None:
         """Take up a rank of a group that another daemon leads."""
-        reason = refuse_hello(hello) or self._too_many(hello.group)
+        reason = refuse_hello(hello) or no_room(self, hello, led=False)
         if reason:
             self._refuse(peer, reason)
             return
         led = self.balancers.pop(hello.group, None)
         if led is not None:
-            self._forget(led.group.peers())
+            self.forget(led.group.peers())
         self.members[peer] = (hello.group, hello.rank)
-        self._forget(self.relays.hello(peer, seq, hello, leader))
+        self.forget(self.relays.hello(peer, seq, hello, leader))
 
     def _lead(self, peer: Peer, seq: int, hello: m.Hello) -> None:
         balancer = self.balancers.get(hello.group)
@@ -215,13 +213,13 @@ class Node:
 
     def _new_group(self, peer: Peer, hello: m.Hello, old: Balancer | None) -> Balancer | None:
         """Take a group up, anew if it restarted; None if that is refused."""
-        reason = refuse_hello(hello) or self._too_many(hello.group)
+        reason = refuse_hello(hello) or no_room(self, hello, led=True)
         if reason:
             self._refuse(peer, reason)
             return None
         if old is not None:
             self._note("warning", "group restarted", group=hello.group)
-            self._forget(old.group.peers())
+            self.forget(old.group.peers())
         stored = self.stored.get(hello.group)
         # The ranks of a new life have obeyed nobody yet: only here is it known what was led under.
         led_under = max(stored.term if stored else 0, old.group.term if old else 0)
@@ -231,12 +229,6 @@ class Node:
         take_orders(balancer, orders_of(self.orders, hello.group))
         return balancer
 
-    def _too_many(self, group: str) -> str:
-        served = {*self.balancers, *self.relays.groups}
-        if group in served or len(served) < GROUPS_MAX:
-            return ""
-        return f"this daemon already serves {GROUPS_MAX} groups"
-
     def _refuse(self, peer: Peer, reason: str) -> None:
         self.out.append(Send(peer, m.Refused(reason)))
         self._reject(peer, reason, "worker refused")
@@ -245,7 +237,8 @@ class Node:
         self.counts["rejected"] += 1
         self._complain(peer, event, reason)
 
-    def _forget(self, peers: Iterable[Peer]) -> None:
+    def forget(self, peers: Iterable[Peer]) -> None:
+        """No message of these belongs to a group any more."""
         for peer in peers:
             self.members.pop(peer, None)
 
@@ -320,7 +313,7 @@ class Node:
             self.questions.hold_to_promises(balancer)
             self.out += self.questions.drain()
             self._drain(balancer)
-        self._forget(self.relays.tick(now))
+        self.forget(self.relays.tick(now))
         self.out += self.downlinks.nod(now, self.settings.session)
         self.out.extend(self.alarms.look(self, now))
         if self.stopping and not any(b.group.leader for b in self.balancers.values()):

@@ -75,6 +75,7 @@ class SessionSettings:
 
     heartbeat_s: float = 0.5
     silence_s: float = 3.0
+    max_books_bytes: int = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)

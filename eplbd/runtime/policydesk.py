@@ -24,8 +24,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from structlog.typing import FilteringBoundLogger
 
 from eplbd.config import Config, Loaded, Plugins, Policy
+from eplbd.core.admission import GROUPS_MAX
 from eplbd.core.events import AskPolicy, PolicyAnswered, PolicyFailed
-from eplbd.core.node import GROUPS_MAX
 from eplbd.errors import ConfigError, LocalProtocolError, PolicyError
 from eplbd.runtime.policyhost import PolicyHost, PolicyHostStatistics, Proposal
 

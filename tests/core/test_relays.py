@@ -9,6 +9,7 @@ import pytest
 
 from eplbd.core import commands as c
 from eplbd.core import messages as m
+from eplbd.core.admission import GROUPS_MAX
 from eplbd.core.cluster import (
     NODE,
     Address,
@@ -23,7 +24,7 @@ from eplbd.core.cluster import (
     Via,
 )
 from eplbd.core.events import Effect, Event, Note, Received, Reconfigured, Send, Tick
-from eplbd.core.node import GROUPS_MAX, Node
+from eplbd.core.node import Node
 from eplbd.core.overview import overview
 from eplbd.core.placement import Placement
 from eplbd.core.relays import FORGOTTEN_S

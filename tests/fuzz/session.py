@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplbd.core import messages as m
+from eplbd.core.admission import GROUPS_MAX
 from eplbd.core.cluster import Address, Entry, Up, Via
 from eplbd.core.events import (
     AskPolicy,
@@ -28,7 +29,7 @@ from eplbd.core.events import (
     Send,
     Tick,
 )
-from eplbd.core.node import COMPLAINTS_MAX, GROUPS_MAX, Node
+from eplbd.core.node import COMPLAINTS_MAX, Node
 from eplbd.core.overview import overview
 from eplbd.core.settings import PolicySettings
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
