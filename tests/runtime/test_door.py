@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -184,3 +185,47 @@ async def test_a_sandbox_that_libzmq_would_not_survive_is_refused(
         open_door(context, free_endpoint(), new_pair(), MIB, lambda *_: None),
     ):
         pass
+
+
+@pytest.mark.slow
+async def test_whoever_knocks_and_says_nothing_is_put_out_and_holds_nobody_up() -> None:
+    """Each costs a descriptor, and no longer than a handshake may take."""
+    relay = new_pair()
+    async with opened(trusting(relay)) as leader, dialled(leader.address, relay) as link:
+        await until(lambda: link.link.linked, "the honest one is linked")
+        port = int(leader.endpoint.rpartition(":")[2])
+        before = _descriptors()
+        with ExitStack() as stack:
+            silent = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                for _ in range(200)
+            ]
+            for one in silent[:100]:
+                one.sendall(b"\xff" + bytes(8) + b"\x7f\x03")  # a greeting that goes no further
+            said = 0
+
+            def ended() -> bool:
+                nonlocal said
+                said += link.link.send([b"still here"]) is Sent.QUEUED
+                return all(_closed(one) for one in silent)
+
+            await until(ended, "all of them were put out")
+            await until(lambda: len(leader.letters) >= said, "the honest one was heard meanwhile")
+        await until(lambda: _descriptors() <= before + 1, "nothing is left")
+
+
+def _descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def _closed(connection: socket.socket) -> bool:
+    """Whether the other end has closed it; what it said before does not matter."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(4_096):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
