@@ -4,8 +4,10 @@ Owns the arithmetic of an exchange and of a copy, compiled. It must not know whi
 forecasts or budgets. K, E, R and S are the numbers of samples, experts, ranks and slots per rank.
 
 A placement is judged on K samples of heat. Within a sample, the load of the hottest rank is
-smoothed to the 32-norm of all ranks' loads: the maximum itself does not change when one of two
-equally hot ranks is relieved, so a search that follows it stops there. A replica counts its share
+smoothed to a norm of all ranks' loads: the maximum itself does not change when one of two equally
+hot ranks is relieved, so a search that follows it stops there. It is the 32-norm, and the 128-norm
+in a crowd of ranks, where the 32-norm no longer tells the hottest from many warm ones; on few ranks
+the sharper one sees too little beside the hottest. A replica counts its share
 and a tax on the share's square, `risk`, because a rank that lives on few large shares follows each
 of their changes; that is what spreads a hot expert before its heat demands it.
 """
@@ -23,6 +25,13 @@ Ints: TypeAlias = NDArray[np.int64]
 Flags: TypeAlias = NDArray[np.uint8]
 
 TINY = 1e-300
+CROWD = 128
+"""Ranks beyond which the norm is the sharper one."""
+POWER, SHARP_POWER = 32.0, 128.0
+TOLD = 1e-14
+"""Part of a sharp norm's sum of powers below which a difference from it is rounding, no gain."""
+FAINT = 1e-100
+"""Sum of powers below which a sample is scaled anew."""
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -55,13 +64,17 @@ class Board(NamedTuple):
     load: Floats
     """`[R, K]` taxed."""
     power: Floats
-    """`[R, K]` the 32nd power of `load`."""
+    """`[R, K]` of `load`, scaled."""
     total: Floats
     """`[K]` sum of `power` over ranks."""
     norm: Floats
-    """`[K]` the 32-norm."""
+    """`[K]`."""
     head: Floats
     """`[R]` what each rank counts as carrying before it has anything: see `outlook.headstart`."""
+    sharp: int
+    """1 if the norm is the 128-norm, else 0."""
+    scale: Floats
+    """`[K]` what loads are multiplied by, so that the sharp norm's powers stay finite; else 1."""
 
 
 class View(NamedTuple):
@@ -69,6 +82,8 @@ class View(NamedTuple):
 
     load: Floats
     """`[R]`."""
+    power: Floats
+    """`[R]` of `load`."""
     heat: Floats
     """`[E]`."""
     share: Floats
@@ -80,19 +95,24 @@ class View(NamedTuple):
 
 
 @compiled
-def up(v: float) -> float:
-    """The 32nd power."""
+def up(v: float, sharp: int) -> float:
+    """The 32nd power, or the 128th."""
     v = v * v
     v = v * v
     v = v * v
     v = v * v
-    return v * v
+    v = v * v
+    if sharp:
+        v = v * v
+        v = v * v
+    return v
 
 
 @compiled
-def down(v: float) -> float:
-    """The 32nd root."""
-    return math.sqrt(math.sqrt(math.sqrt(math.sqrt(math.sqrt(v)))))
+def down(v: float, sharp: int) -> float:
+    """The 32nd root, or the 128th."""
+    v = math.sqrt(math.sqrt(math.sqrt(math.sqrt(math.sqrt(v)))))
+    return math.sqrt(math.sqrt(v)) if sharp else v
 
 
 @compiled
@@ -127,6 +147,10 @@ def lay(
         for slot in range(per_rank):
             for k in range(samples):
                 load[rank, k] += share[slots[rank, slot], k]
+    sharp, scale = int(ranks > CROWD), np.ones(samples)
+    if sharp:
+        for k in range(samples):
+            scale[k] = 1.0 / max(load[:, k].max(), TINY)
     return Board(
         heat,
         weight,
@@ -142,6 +166,8 @@ def lay(
         np.empty(samples),
         np.empty(samples),
         head,
+        sharp,
+        scale,
     )
 
 
@@ -149,18 +175,31 @@ def lay(
 def measure(board: Board, hot: Floats) -> None:
     """Bring the norms up to date, and `hot` `[R]`, each rank's part in them."""
     ranks, samples = board.load.shape
+    sharp = board.sharp
     board.total[:] = 0.0
     for rank in range(ranks):
         for k in range(samples):
-            board.power[rank, k] = up(board.load[rank, k])
+            board.power[rank, k] = up(board.load[rank, k] * board.scale[k], sharp)
             board.total[k] += board.power[rank, k]
     for k in range(samples):
-        board.norm[k] = down(board.total[k])
+        if sharp and board.total[k] < FAINT:
+            rescale(board, k)
+        board.norm[k] = down(board.total[k], sharp) / board.scale[k]
     for rank in range(ranks):
         hot[rank] = 0.0
         for k in range(samples):
             part = board.power[rank, k] / max(board.total[k], TINY)
             hot[rank] += board.weight[k] * board.norm[k] * part
+
+
+@compiled
+def rescale(board: Board, k: int) -> None:
+    """Bring the powers of one sample back to where they can be told from nothing."""
+    board.scale[k] = 1.0 / max(board.load[:, k].max(), TINY)
+    board.total[k] = 0.0
+    for rank in range(board.load.shape[0]):
+        board.power[rank, k] = up(board.load[rank, k] * board.scale[k], board.sharp)
+        board.total[k] += board.power[rank, k]
 
 
 @compiled
@@ -180,6 +219,7 @@ def look(board: Board, rank: int, weight: Floats, view: View) -> None:
         for k in range(samples):
             seen += weight[k] * board.load[other, k]
         view.load[other] = seen / scale
+        view.power[other] = up(view.load[other], board.sharp)
     view.risk[0] = board.risk * scale
     view.heat[:] = 0.0
     for k in range(samples):
@@ -204,15 +244,17 @@ def loss(board: Board, view: View, rank: int, expert: int) -> float:
     for at in range(count):
         holder = board.holders[expert, at]
         if holder != rank:
-            total += up(view.load[holder] + more) - up(view.load[holder])
+            total += up(view.load[holder] + more, board.sharp) - view.power[holder]
     return total
 
 
 @compiled
 def gained(board: Board, total: Floats) -> float:
     """Weighted cut of the norms if the sums of powers became `total` `[K]`, which is spent."""
+    told = TOLD if board.sharp else 0.0
     for k in range(total.shape[0]):
-        total[k] = down(max(total[k], TINY))
+        then = max(total[k], told * board.total[k], TINY)
+        total[k] = down(then, board.sharp) / board.scale[k]
     gain = 0.0
     for k in range(total.shape[0]):
         gain += board.weight[k] * (board.norm[k] - total[k])
@@ -222,21 +264,23 @@ def gained(board: Board, total: Floats) -> float:
 @compiled
 def swap_gain(board: Board, hot: int, rank: int, given: int, taken: int, total: Floats) -> float:
     """Cut of the norms by an exchange; `total` `[K]` is scratch."""
+    sharp = board.sharp
     for k in range(total.shape[0]):
         lighter = board.share[given, k] - board.share[taken, k]
         total[k] = board.total[k] - board.power[hot, k] - board.power[rank, k]
-        total[k] += up(board.load[hot, k] - lighter) + up(board.load[rank, k] + lighter)
+        cooler, warmer = board.load[hot, k] - lighter, board.load[rank, k] + lighter
+        total[k] += up(cooler * board.scale[k], sharp) + up(warmer * board.scale[k], sharp)
     return gained(board, total)
 
 
 @compiled
 def copy_gain(board: Board, rank: int, expert: int, spare: int, total: Floats) -> float:
     """Cut of the norms if `rank` holds `expert` in place of `spare`; `total` `[K]` is scratch."""
-    more, fewer = board.copies[expert] + 1, board.copies[spare] - 1
+    more, fewer, sharp = board.copies[expert] + 1, board.copies[spare] - 1, board.sharp
     for k in range(total.shape[0]):
         then = board.load[rank, k] - board.share[spare, k]
         then += taxed(board.heat[k, expert] / more, board.risk)
-        total[k] = board.total[k] - board.power[rank, k] + up(then)
+        total[k] = board.total[k] - board.power[rank, k] + up(then * board.scale[k], sharp)
     for at in range(more - 1):
         holder = board.holders[expert, at]
         both = board.hosts[holder, spare]
@@ -245,7 +289,7 @@ def copy_gain(board: Board, rank: int, expert: int, spare: int, total: Floats) -
             then += taxed(board.heat[k, expert] / more, board.risk)
             if both:
                 then += taxed(board.heat[k, spare] / fewer, board.risk) - board.share[spare, k]
-            total[k] += up(then) - board.power[holder, k]
+            total[k] += up(then * board.scale[k], sharp) - board.power[holder, k]
     for at in range(fewer + 1):
         holder = board.holders[spare, at]
         if holder == rank or board.hosts[holder, expert]:
@@ -253,7 +297,7 @@ def copy_gain(board: Board, rank: int, expert: int, spare: int, total: Floats) -
         for k in range(total.shape[0]):
             then = board.load[holder, k] - board.share[spare, k]
             then += taxed(board.heat[k, spare] / fewer, board.risk)
-            total[k] += up(then) - board.power[holder, k]
+            total[k] += up(then * board.scale[k], sharp) - board.power[holder, k]
     return gained(board, total)
 
 

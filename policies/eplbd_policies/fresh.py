@@ -101,8 +101,11 @@ def rename(slots: Ints, price: Floats, head: Floats) -> None:
         for rank in range(ranks):
             for slot in range(per_rank):
                 cost[group, rank] += price[rank, slots[group, slot]]
-    old = slots.copy()
-    order = np.argsort(cost.ravel(), kind="mergesort")
+    old, flat = slots.copy(), cost.ravel()
+    dearest = flat.max()  # most pairs of a large group, and in no need of sorting
+    saving = np.flatnonzero(flat < dearest)
+    saving = saving[np.argsort(flat[saving], kind="mergesort")]
+    order = np.concatenate((saving, np.flatnonzero(flat == dearest)))
     given = np.zeros(ranks, np.uint8)
     taken = np.zeros(ranks, np.uint8)
     for pair in order:

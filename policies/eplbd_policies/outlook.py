@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplbd_policies.board import Floats, Ints, compiled
+from eplbd_policies.board import POWER, Floats, Ints, compiled
 from eplbd_policies.forecast import forecast, sample
-from eplbd_policies.search import POWER
 
 RISK_LIMIT = 2.0
 """Beyond it a placement would be all insurance."""

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eplbd_policies.board import (
+    POWER,
+    SHARP_POWER,
     Board,
     Floats,
     Ints,
@@ -28,7 +30,6 @@ CANDIDATES = 12
 """Steps that are evaluated on all samples; the others go by a weighted mean of the samples. More of
 them, or further ranks to relieve than the hottest, fit the window better and the next one no
 better, at three times the time."""
-POWER = 32.0
 SWAP, COPY = 0, 1
 
 
@@ -82,11 +83,11 @@ def screen_swaps(
 ) -> int:
     """Offer every exchange of a replica of `hot` for a lighter one of another rank."""
     per_rank = board.slots.shape[1]
-    before = up(view.load[hot])
+    before, sharp = view.power[hot], board.sharp
     for rank in np.argsort(view.load, kind="mergesort"):
-        both = before + up(view.load[rank])
+        both = before + view.power[rank]
         # No exchange does better than to make the two ranks equal, at no price.
-        most = (both - 2.0 * up((view.load[hot] + view.load[rank]) / 2.0)) * scale
+        most = (both - 2.0 * up((view.load[hot] + view.load[rank]) / 2.0, sharp)) * scale
         if most <= picks.value[CANDIDATES - 1] or rank == hot:
             continue
         for own in range(per_rank):
@@ -98,8 +99,8 @@ def screen_swaps(
                 lighter = view.share[given] - view.share[taken]
                 if lighter <= 0 or board.hosts[hot, taken]:
                     continue
-                value = both - up(view.load[hot] - lighter) - up(view.load[rank] + lighter)
-                value *= scale
+                cooler, warmer = view.load[hot] - lighter, view.load[rank] + lighter
+                value = (both - up(cooler, sharp) - up(warmer, sharp)) * scale
                 value -= cost * swap_price(board.price, hot, rank, given, taken)
                 if value > picks.value[CANDIDATES - 1]:
                     known = offer(picks, known, value, SWAP, rank, own, slot)
@@ -112,13 +113,13 @@ def screen_copies(
 ) -> int:
     """Offer a further replica of each expert of `hot`, in place of any spare one elsewhere."""
     ranks, per_rank = board.slots.shape
-    before = up(view.load[hot])
+    before, sharp = view.power[hot], board.sharp
     for own in range(per_rank):
         expert = board.slots[hot, own]
         if board.copies[expert] >= ranks:
             continue
         less = taxed(view.heat[expert] / (board.copies[expert] + 1), view.risk[0])
-        relief = before - up(view.load[hot] - view.share[expert] + less)
+        relief = before - up(view.load[hot] - view.share[expert] + less, sharp)
         for rank in range(ranks):
             if rank == hot or board.hosts[rank, expert]:
                 continue
@@ -126,8 +127,8 @@ def screen_copies(
                 spare = board.slots[rank, slot]
                 if board.copies[spare] < 2:
                     continue
-                then = up(view.load[rank] - view.share[spare] + less)
-                value = (relief + up(view.load[rank]) - then - view.loss[rank, slot]) * scale
+                then = up(view.load[rank] - view.share[spare] + less, sharp)
+                value = (relief + view.power[rank] - then - view.loss[rank, slot]) * scale
                 value -= cost * (board.price[rank, expert] - board.price[rank, spare])
                 if value > picks.value[CANDIDATES - 1]:
                     known = offer(picks, known, value, COPY, rank, expert, slot)
@@ -139,7 +140,7 @@ def screen_drops(
     board: Board, view: View, hot: int, scale: float, cost: float, picks: Picks, known: int
 ) -> int:
     """Offer `hot` a further replica of a lighter expert in place of each of its spare ones."""
-    before = up(view.load[hot])
+    before, sharp = view.power[hot], board.sharp
     for slot in range(board.slots.shape[1]):
         spare = board.slots[hot, slot]
         if board.copies[spare] < 2:
@@ -151,7 +152,7 @@ def screen_drops(
             lighter = view.share[spare] - less
             if lighter <= 0:
                 continue
-            value = (before - up(view.load[hot] - lighter) - view.loss[hot, slot]) * scale
+            value = (before - up(view.load[hot] - lighter, sharp) - view.loss[hot, slot]) * scale
             value -= cost * (board.price[hot, expert] - board.price[hot, spare])
             if value > picks.value[CANDIDATES - 1]:
                 known = offer(picks, known, value, COPY, hot, expert, slot)
@@ -212,6 +213,7 @@ def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
     experts, per_rank = board.copies.shape[0], board.slots.shape[1]
     view = View(
         np.empty(ranks),
+        np.empty(ranks),
         np.empty(experts),
         np.empty(experts),
         np.empty(1),
@@ -225,7 +227,7 @@ def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
         rank = int(np.argmax(hot))
         look(board, rank, total, view)
         picks.value[:] = 0.0
-        scale = hot[rank] / POWER / up(view.load[rank])
+        scale = hot[rank] / (SHARP_POWER if board.sharp else POWER) / view.power[rank]
         known = screen_swaps(board, view, rank, scale, terms.cost, picks, 0)
         known = screen_copies(board, view, rank, scale, terms.cost, picks, known)
         known = screen_drops(board, view, rank, scale, terms.cost, picks, known)
