@@ -123,12 +123,6 @@ def test_pulses_bring_the_clock_and_figures(group: Group, daemons: Start) -> Non
     assert 0 < pulses[-1].forward <= group.forward + 1
     assert 0.0 < max(pulse.forward_s for pulse in pulses) < 1.0
     assert 0.0 < max(pulse.gap_s for pulse in pulses) < 1.0
-    assert not any(pulse.masked for pulse in pulses)
-    group.ranks[1].agent.masked = True
-    daemon.until(
-        lambda: any(isinstance(said, m.Pulse) and said.masked for said in daemon.heard),
-        "a pulse of a masked rank",
-    )
 
 
 def test_a_broken_transport_costs_one_epoch(group: Group, daemons: Start) -> None:
