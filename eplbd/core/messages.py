@@ -147,7 +147,7 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """All rounds are done, all checksums match. Of `stage_s`, rounds were under way `transfer_s`."""
+    """All rounds are done, all checksums match; of `stage_s` rounds were under way `transfer_s`."""
 
     term: int
     epoch: int
