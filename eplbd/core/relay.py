@@ -8,8 +8,8 @@
 A relay is a pipe. It has no part in an epoch and keeps nothing that one needs: the leader judges by
 the ranks' own signs whether they live, the ranks by the leader's own beats whether it does. So a
 relay that dies, or is cut off, looks to either side as if the other did; and the decision register,
-which is the ranks' own, ends what was under way. Only heat is held back, for an interval, to become
-one report of all ranks here.
+which is the ranks' own, ends what was under way. Only heat and pulses are held back, for an
+interval, to become one report of all ranks here and one bundle.
 
 Owns the ranks on this node and whether their leader is heard. Must not know epochs, placements nor
 transport.
@@ -62,7 +62,10 @@ class Relay:
         self._heat = _Heat(hello)
         self._map: m.Stands | None = None
         """The newest that a rank here said to hold."""
-        self._next_beat = now
+        self._pulses: list[Entry] = []
+        """Those that wait, an interval at most, for something to travel with: each rank's own would
+        be most of what a leader has to take."""
+        self._next_beat = self._next_pulses = now
         self._spoke = False
 
     def drain(self) -> list[Effect]:
@@ -131,12 +134,18 @@ class Relay:
 
     def _forward(self, rank: int, seq: int, message: m.FromAgent) -> None:
         self._heard_at[rank] = self.now
-        self._up(Entry(self.name, rank, max(0, seq - self._withheld[rank]), message))
+        entry = Entry(self.name, rank, max(0, seq - self._withheld[rank]), message)
+        if isinstance(message, m.Pulse):
+            self._pulses.append(entry)
+        else:
+            self._up(entry)
 
     def _up(self, *entries: Entry) -> None:
-        self.out.append(Up(self.leader, entries))
-        self.forwarded += len(entries)
-        self._spoke = True
+        """Send these, after the pulses that wait: a rank's messages keep their order."""
+        pulses, self._pulses = self._pulses, []
+        self.out.append(Up(self.leader, (*pulses, *entries)))
+        self.forwarded += len(pulses) + len(entries)
+        self._spoke, self._next_pulses = True, self.now + self.settings.cluster.interval_s
 
     # --- what the leader says -------------------------------------------------------------------
 
@@ -174,6 +183,8 @@ class Relay:
         for report in self._heat.due(now, len(self.ranks), self.settings.cluster.interval_s):
             if self.linked:
                 self._up(Entry(self.name, NODE, 0, report))
+        if self._pulses and now >= self._next_pulses:
+            self._up()
         if now >= self._next_beat:
             self._next_beat = now + signs.heartbeat_s
             if not self._spoke:

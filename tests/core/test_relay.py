@@ -63,13 +63,27 @@ def events(made: Relay) -> list[str]:
 
 def test_control_goes_up_as_it_came_and_counts_no_heat() -> None:
     made = relay(3)
-    made.heard(3, 2, m.Pulse(1))
+    made.heard(3, 2, m.Prepared(1, 1))
     made.heard(3, 3, report())
-    made.heard(3, 5, m.Pulse(2))
+    made.heard(3, 5, m.Prepared(1, 2))
     sent = [(e.group, e.rank, e.seq, e.message) for e in up(made)]
-    assert sent == [("g", 3, 2, m.Pulse(1)), ("g", 3, 4, m.Pulse(2))], "the gap before 5 is seen"
+    told = [("g", 3, 2, m.Prepared(1, 1)), ("g", 3, 4, m.Prepared(1, 2))]
+    assert sent == told, "the gap before 5 is seen"
     made.hello(b"3", 1, hello(3))
     assert [e.seq for e in up(made)] == [1], "an agent counts anew in a new session"
+
+
+def test_pulses_wait_for_something_to_travel_with() -> None:
+    made = relay(3, 4)
+    made.heard(3, 2, m.Pulse(1))
+    made.heard(4, 2, m.Pulse(1))
+    made.tick(INTERVAL_S / 2)
+    assert up(made) == []
+    made.tick(INTERVAL_S)
+    assert [(e.rank, e.message) for e in up(made)] == [(3, m.Pulse(1)), (4, m.Pulse(1))]
+    made.heard(3, 3, m.Pulse(2))
+    made.heard(3, 4, m.Prepared(1, 1))
+    assert [e.message for e in up(made)] == [m.Pulse(2), m.Prepared(1, 1)], "in order, at once"
 
 
 def test_orders_come_down_to_whom_they_are_for() -> None:
@@ -112,7 +126,7 @@ def test_a_leader_that_moved_is_to_be_found_anew() -> None:
     made.follow(ELSEWHERE)
     assert not made.linked
     made.drain()
-    made.heard(3, 2, m.Pulse(1))
+    made.heard(3, 2, m.Prepared(1, 1))
     assert [effect.leader for effect in made.drain() if isinstance(effect, Up)] == [ELSEWHERE]
 
 
@@ -125,7 +139,7 @@ def test_it_gives_a_sign_of_life_where_its_ranks_give_none() -> None:
         signs = [e for e in made.drain() if isinstance(e, Up) and not e.entries]
         assert not signs or tenth >= 20
         beats += len(signs)
-    assert beats == pytest.approx(3.0 / SETTINGS.session.heartbeat_s, abs=1)
+    assert beats == pytest.approx(2.5 / SETTINGS.session.heartbeat_s, abs=1)
 
 
 def test_heat_of_all_ranks_goes_up_as_one() -> None:

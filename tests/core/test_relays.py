@@ -96,11 +96,11 @@ def test_a_daemon_that_keeps_to_its_node_relays_nothing() -> None:
 
 def test_ranks_that_name_another_leader_are_relayed() -> None:
     made = node()
-    effects = step(made, local(1, THERE), Received(b"rank 1", 2, m.Pulse(5)))
+    effects = step(made, local(1, THERE), Received(b"rank 1", 2, m.Prepared(1, 5)))
     sent = [e for e in effects if isinstance(e, Up)]
     assert [(e.leader, e.entries[0].message) for e in sent] == [
         (THERE, hello(1, THERE)),
-        (THERE, m.Pulse(5)),
+        (THERE, m.Prepared(1, 5)),
     ]
     assert [*made.balancers] == []
     assert step(made, Led(THERE, (Entry("g", 1, 0, m.Beat(1)),)))[-1] == Send(b"rank 1", m.Beat(1))
