@@ -98,8 +98,8 @@ BETWEEN: tuple[Measure, ...] = (
         "eplbd_nodes_refused_total",
         "What was refused of other nodes: connections without encryption, with the wrong server "
         "key or an unknown key of their own; bundles that are garbled, repeated or of another wire "
-        "version; leaders whose key is not trusted; and what is too large to be sent to them. The "
-        "log names the first of each.",
+        "version; leaders whose key is not trusted; what is too large to be sent to them; "
+        "everybody, once the address to listen on is lost. The log names the first of each.",
         lambda c: c.refused,
     ),
 )

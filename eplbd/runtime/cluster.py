@@ -37,7 +37,7 @@ Effect: TypeAlias = Send | Nod | Up | HangUp
 
 UNTRUSTED, ASTRAY = "untrusted leader", "no address of a leader"
 REFUSALS = (
-    *(d.UNKNOWN, d.PLAIN, d.OTHERS),
+    *(d.UNKNOWN, d.PLAIN, d.OTHERS, d.SHUT),
     *(b.GARBLED, b.VERSION, b.REPLAYED, b.TOO_LARGE),
     *(UNTRUSTED, ASTRAY),
 )

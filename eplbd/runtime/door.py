@@ -31,12 +31,15 @@ from eplbd.runtime.link import Sent
 KEY = "cluster.listen"
 DOMAIN = b"eplbd"
 AGAIN_S = 0.02
-"""Between attempts to bind where this very process listened a moment ago."""
+ATTEMPTS = 50
+"""How long after each other, and how many before it is said, that we bind where this very process
+listened a moment ago. Somebody else may have the address by now."""
 
 Refused: TypeAlias = Callable[[str, bytes], None]
 """Is told why somebody was not let in, and the key, if one was proved."""
 
 UNKNOWN, PLAIN, OTHERS = "unknown key", "no encryption", "wrong server key"
+SHUT = "the door cannot be opened again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +154,15 @@ class Door:
 
     async def _opened_again(self) -> zmq.asyncio.Socket:
         """Bind where we listened: libzmq closes behind our back, a moment later."""
+        attempts = 0
         while True:
-            try:
-                self._router = self._stack.enter_context(self._bound())
-            except ConfigError:
-                await anyio.sleep(AGAIN_S)
-            else:
-                return self._router
+            with contextlib.suppress(ConfigError):
+                self._router = router = self._stack.enter_context(self._bound())
+                return router
+            attempts += 1
+            if attempts == ATTEMPTS:
+                self._refused(SHUT, b"")
+            await anyio.sleep(AGAIN_S)
 
 
 class _Admission:

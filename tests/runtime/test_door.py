@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -16,7 +17,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from eplbd.errors import ConfigError
-from eplbd.runtime.door import OTHERS, PLAIN, UNKNOWN, open_door
+from eplbd.runtime.door import ATTEMPTS, OTHERS, PLAIN, SHUT, UNKNOWN, Door, open_door
 from eplbd.runtime.link import Sent
 from eplbd.runtime.uplink import CLOSED
 from tests.runtime.nodes import (
@@ -185,6 +186,34 @@ async def test_a_sandbox_that_libzmq_would_not_survive_is_refused(
         open_door(context, free_endpoint(), new_pair(), MIB, lambda *_: None),
     ):
         pass
+
+
+@pytest.mark.slow
+async def test_an_address_that_is_lost_is_said_once_and_tried_until_it_is_there() -> None:
+    refused: list[tuple[str, bytes]] = []
+    tried = 0
+    with zmq.asyncio.Context() as context:
+
+        @contextmanager
+        def bound() -> Iterator[zmq.asyncio.Socket]:
+            nonlocal tried
+            tried += 1
+            if 1 < tried < 2 * ATTEMPTS:
+                raise ConfigError("somebody else listens there")
+            with context.socket(zmq.ROUTER) as router:
+                yield router
+
+        with closing(Door(bound, lambda *why: refused.append(why))) as door:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(door.run, lambda _: None)
+                door.admit(trusting(new_pair()))
+                await anyio.wait_all_tasks_blocked()
+                assert not refused
+                door.admit(trusting())
+                await until(lambda: tried == 2 * ATTEMPTS, "it is there again")
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+    assert refused == [(SHUT, b"")]
 
 
 @pytest.mark.slow
