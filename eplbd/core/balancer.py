@@ -122,6 +122,7 @@ class Balancer:
         self.group.heard(rank, message)
         if isinstance(message, m.Pulse):
             mark(self, rank, masked=message.masked)
+            return  # there are thousands a second, and with each batch of them comes a tick
         self.after()
 
     def heard_node(self, heat: NodeHeat) -> None:

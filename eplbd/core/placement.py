@@ -311,9 +311,13 @@ def rank_load(placement: Placement, heat: NDArray[np.generic]) -> NDArray[np.flo
         taken = heat[..., row, placement.slots] * placement.shares.astype(np.float64)
         load = taken.sum(-1)
         return load
-    share = heat / np.maximum(placement.replicas(), 1)
-    load = share[..., row, placement.slots].sum(-1)
-    return load
+    share = (heat / np.maximum(placement.replicas(), 1)).reshape(-1, row.size * placement.experts)
+    # Slot by slot: all at once is a hundred megabytes at 1,024 ranks.
+    first, *others = (placement.slots + row * placement.experts).transpose(2, 0, 1)
+    load = share.take(first.ravel(), axis=1)
+    for keys in others:
+        load += share.take(keys.ravel(), axis=1)
+    return load.reshape(*heat.shape[:-1], placement.ranks)
 
 
 def even_shares(placement: Placement) -> Shares:
