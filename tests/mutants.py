@@ -152,6 +152,12 @@ MUTANTS = (
         ":",
     ),
     Mutant(
+        "agent: keep to itself what is in the way",
+        AGENT,
+        "            self.out.append(e.Stand())  # the leader may",
+        "            pass  # the leader may",
+    ),
+    Mutant(
         "agent: say prepared before the buffers are there",
         AGENT,
         "        self.out.append(e.Reserve(message))\n",

@@ -158,6 +158,7 @@ class Agent:
             return
         if self.work is not None:
             self._nack(message.epoch, f"epoch {self.pending} is still {self.standing}")
+            self.out.append(e.Stand())  # the leader may have closed that one without this rank
             return
         try:
             self.target = check_prepare(message, self.placement, self.rank)

@@ -188,16 +188,20 @@ class Group:
         if self.placement is None:
             self.stands[rank] = self._lean(message)
             self._recover()
+        elif message.standing is not Standing.IDLE and not self._runs(message.pending):
+            # The epoch was closed without this rank: its register says abort, or nothing. Order of
+            # arrival does not settle it: what began it may have come after a word that none had.
+            self.send(rank, m.Abort(self.term, message.pending, "the epoch is over"))
         elif self.leader:
             return
-        elif message.standing is not Standing.IDLE:
-            # The epoch was closed without this rank: its register says abort, or nothing.
-            self.send(rank, m.Abort(self.term, message.pending, "the epoch is over"))
         elif (message.epoch, message.digest) == (self.epoch, self.placement.digest):
             self.unsettled.discard(rank)
         elif message.epoch >= self.epoch or message.forward >= self.at:
             # Not merely said before the last flip and delivered after it.
             self.freeze(f"rank {rank} holds map {message.digest} of epoch {message.epoch}")
+
+    def _runs(self, epoch: int) -> bool:
+        return self.leader is not None and self.leader.epoch == epoch
 
     def _lean(self, message: m.Stands) -> m.Stands:
         """The message on one copy of its map: a thousand of two megabytes each say the same."""

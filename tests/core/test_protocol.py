@@ -143,6 +143,37 @@ def test_a_new_leader_learns_the_shares_in_force() -> None:
     assert {me.agent.placement for me in world.ranks} == {held}
 
 
+def apart(world: World, rank: int) -> None:
+    """Do something random that brings a rank and its daemon nothing from each other."""
+    ways = [
+        action
+        for action in world.actions()
+        if getattr(action, "func", None) not in (world.deliver_up, world.deliver_down)
+        or getattr(action, "args", None) != (rank,)
+    ]
+    world.random.choice(ways)()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_order_from_an_epoch_that_was_closed_meanwhile_holds_up_nothing(seed: int) -> None:
+    """The rank was lost, came back idle, and only then is told to prepare what is over."""
+    world, rank = World(seed=seed), 2
+    while not any(isinstance(order, m.Prepare) for order in world.down[rank]):
+        world.run(1)
+    assert world.node is not None
+    group = world.node.balancers["sim"].group
+    late = next(order for order in world.down[rank] if isinstance(order, m.Prepare))
+    while group.leader is not None:
+        world.up[rank].clear()
+        world.down[rank].clear()
+        apart(world, rank)
+    while rank in group.unsettled:
+        world.run(1)
+    world.ranks[rank].heard(late)
+    assert world.ranks[rank].agent.pending == late.epoch
+    world.settle()
+
+
 class Faults(RuleBasedStateMachine):
     """Hypothesis chooses the schedule, so that what fails is shrunk to what matters."""
 
