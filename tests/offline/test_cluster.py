@@ -249,7 +249,7 @@ def test_the_command_refuses_what_makes_no_sense(given: str, told: str) -> None:
 @pytest.mark.skipif(not os.environ.get("EPLBD_NIGHTLY"), reason="nightly: takes minutes")
 @pytest.mark.timeout(1800)
 def test_a_thousand_ranks_are_led_by_half_a_core() -> None:
-    row = run(Options(seconds=10.0, busy=True))
+    row = run(Options(seconds=20.0, interval_s=10.0, busy=True))
     sys.stdout.write(json.dumps(row, indent=2))
     assert float(str(row["leader_core"])) < 0.5
     assert int(str(row["epochs_settled"])) > 2

@@ -56,6 +56,7 @@ class Options:
     skew: float = 1e-3
     seed: int = 0
     busy: bool = False
+    interval_s: float = EAGER.balance.interval_s
 
     def plan(self) -> Plan:
         """Checked. Raises ConfigError."""
@@ -75,7 +76,7 @@ class Options:
             skew=self.skew,
             seed=self.seed,
             busy=self.busy,
-            settings=EAGER,
+            settings=replace(EAGER, balance=replace(EAGER.balance, interval_s=self.interval_s)),
         )
         return replace(plan, cuts=tuple(_cut(text, plan.hosts) for text in self.partition))
 
