@@ -18,7 +18,7 @@ import zmq
 from blockbuster import blockbuster_ctx
 
 from eplbd.errors import ConfigError
-from eplbd.runtime.link import BATCH, HIGH_WATER, Link, Sent, open_link
+from eplbd.runtime.link import BATCH, BATCH_BYTES, HIGH_WATER, Link, Sent, open_link
 from tests.runtime.conftest import PATIENCE_S, Connect
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +78,22 @@ async def test_what_has_arrived_comes_in_one_batch(endpoint: str, connect: Conne
         assert seen == [b"%d" % index for index in range(2 * BATCH)]
         assert max(sizes) > 1
         assert max(sizes) <= BATCH
+
+
+async def test_a_batch_of_large_messages_is_short(endpoint: str, connect: Connect) -> None:
+    """Between two batches the ticks come: large messages must not put them off."""
+    most = 1 + BATCH_BYTES // MIB
+    with open_link(endpoint, mode=0o660, max_message_bytes=MIB) as link:
+        worker, sizes = connect(b"r0"), [0]
+        with anyio.fail_after(PATIENCE_S):
+            while max(sizes) < most:
+                for _ in range(HIGH_WATER):
+                    worker.send(b"\0" * MIB)
+                seen = 0
+                while seen < HIGH_WATER:
+                    sizes.append(len(await link.receive()))
+                    seen += sizes[-1]
+        assert max(sizes) == most
 
 
 async def test_cancelling_a_receive_loses_nothing(endpoint: str, connect: Connect) -> None:
