@@ -111,7 +111,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stands:
-    """How the agent stands: answer to `Welcome`; again when an orphan ended or one is in the way."""
+    """How the agent stands: answer to `Welcome`, and when an epoch ended alone or is in the way."""
 
     term: int
     epoch: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eplbd.core.views import RelayOverview
 from eplbd.runtime.status import Document, OrderStatus
 from eplbd.wire.stream import Group
 
@@ -23,8 +24,11 @@ def lines(document: Document) -> Iterator[str]:
     orders = {order.group: order for order in document.orders}
     if seen.stopping:
         yield "the daemon stops"
+    for relay in seen.relays:
+        yield ""
+        yield from _relay(relay)
     if not seen.groups:
-        yield "no worker has attached"
+        yield "no group is led here" if seen.relays else "no worker has attached"
         yield from _orders(orders[""])
     for group in seen.groups:
         yield ""
@@ -60,6 +64,15 @@ def _group(group: Group) -> Iterator[str]:
         yield f"  bubbles  {budget.bubble_used:.0%} used by the last epoch; {pace}"
     if group.frozen:
         yield f"  frozen   by itself: {group.frozen}"
+
+
+def _relay(relay: RelayOverview) -> Iterator[str]:
+    there = ", ".join(map(str, relay.ranks[:RANKS_NAMED])) or "none"
+    more = f" and {len(relay.ranks) - RANKS_NAMED} more" if len(relay.ranks) > RANKS_NAMED else ""
+    yield f"group {relay.group}: led by the daemon at {relay.leader}; status and orders are there"
+    yield f"  ranks    {there}{more} of this node, relayed"
+    heard = f"heard {_since(relay.last_heard_age_s)}"
+    yield f"  leader   {heard}" if relay.linked else f"  leader   LOST: {relay.reason}"
 
 
 def _orders(order: OrderStatus) -> Iterator[str]:

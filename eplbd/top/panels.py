@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from eplbd.core.events import EpochEnded
-from eplbd.core.views import RankOverview
+from eplbd.core.views import RankOverview, RelayOverview
 from eplbd.top.history import History, Story
 from eplbd.top.wording import Line, Span, duration, fitted, left, ratio, right, size, tight
 from eplbd.wire.stream import Alarm, Group, Noted, Snapshot
@@ -35,7 +35,9 @@ def header_lines(history: History, group: Group | None, silence_s: float, width:
     if snapshot is None:
         return [(Span("eplbd: nothing heard yet", "warn"),), ()]
     lines = [_daemon(snapshot, silence_s)]
-    if group is None:
+    if group is None and snapshot.relays:
+        lines.append(tuple(span for relay in snapshot.relays for span in _relay(relay)))
+    elif group is None:
         lines.append((Span("no group: no worker has said hello to this daemon", "warn"),))
     else:
         lines.append(_group(group, snapshot))
@@ -50,11 +52,20 @@ def _daemon(snapshot: Snapshot, silence_s: float) -> Line:
     ]
     if snapshot.suspended:
         line.append(Span(" SUSPENDED, hold took over", "bad"))
+    if snapshot.groups:
+        line += [span for relay in snapshot.relays if not relay.linked for span in _relay(relay)]
     if snapshot.stopping:
         line.append(Span("  stopping", "warn"))
     if silence_s > 0:
         line.append(Span(f"  NOT HEARD FOR {duration(silence_s)}", "bad"))
     return tuple(line)
+
+
+def _relay(relay: RelayOverview) -> Line:
+    """A group that is led elsewhere: its picture is at its leader's."""
+    ranks = f"{len(relay.ranks)} ranks of"
+    led = Span(f"led at {relay.leader}  ") if relay.linked else Span(f"{relay.reason}  ", "bad")
+    return (Span(f"  relays {ranks} "), Span(f"{relay.group} ", "head"), led)
 
 
 def _group(group: Group, snapshot: Snapshot) -> Line:

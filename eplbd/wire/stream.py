@@ -27,6 +27,7 @@ from eplbd.core.views import (
     GroupOverview,
     NodeOverview,
     RankOverview,
+    RelayOverview,
     ShadowOverview,
 )
 from eplbd.errors import LocalProtocolError, RemoteProtocolError
@@ -142,6 +143,8 @@ class Snapshot(Told, frozen=True, kw_only=True, tag="snapshot"):
     """What came of questions, by policy and outcome."""
     groups: tuple[Group, ...]
     alarms: tuple[Alarm, ...] = ()
+    relays: tuple[RelayOverview, ...] = ()
+    """Groups of this node that the daemons of other nodes lead."""
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
@@ -186,6 +189,7 @@ def snapshot(seen: NodeOverview, *, at_s: float, up_s: float, version: str, host
             Alarm(name=held.name, group=held.group, reason=held.reason, age_s=seen.now - held.since)
             for held in seen.alarms
         ),
+        relays=seen.relays,
     )
 
 

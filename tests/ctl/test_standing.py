@@ -8,11 +8,14 @@ import msgspec
 import pytest
 
 from eplbd.core import commands as c
+from eplbd.core.cluster import Led
+from eplbd.core.events import Tick
 from eplbd.core.orders import Hold, Orders
 from eplbd.core.overview import overview
 from eplbd.ctl.standing import lines
 from eplbd.runtime.status import Document, document, read_document
 from eplbd.wire.stream import snapshot
+from tests.core import test_relays as relaying
 from tests.sim.commanded import CALM, WIDE, Commanded, led
 
 WIDTH = 80
@@ -34,6 +37,22 @@ def test_a_daemon_without_workers() -> None:
     first, *rest = page(world)
     assert first == "eplbd 1.2 on here, up 2.0 h, policy incremental"
     assert rest == ["no worker has attached", "  paused   by alice: a test"]
+
+
+def test_a_group_that_is_led_elsewhere_names_the_place() -> None:
+    made = relaying.node()
+    relaying.step(made, relaying.local(1, relaying.THERE), Tick(1.0))
+
+    def told() -> list[str]:
+        shot = snapshot(overview(made), at_s=0.0, up_s=5.0, version="1.2", host="here")
+        return list(lines(read_document(document(shot, made.orders))))
+
+    where = f"group g: led by the daemon at {relaying.THERE.endpoint}; status and orders are there"
+    before = told()
+    assert [where, "  ranks    1 of this node, relayed"] == before[2:4]
+    assert before[4] == "  leader   LOST: the leader was not heard yet"
+    relaying.step(made, Led(relaying.THERE), Tick(1.5))
+    assert told()[4:] == ["  leader   heard 0 s ago", "no group is led here"]
 
 
 def test_how_much_of_the_bubbles_the_last_epoch_used_is_there_once_it_is_known() -> None:

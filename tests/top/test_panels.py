@@ -8,6 +8,7 @@ import itertools
 import msgspec
 import pytest
 
+from eplbd.core.views import RelayOverview
 from eplbd.top import heat, panels
 from eplbd.top.heat import heat_lines, shares, spark, symbol
 from eplbd.top.history import TREND_S, TRENDS, History
@@ -75,6 +76,34 @@ def test_a_page_of_a_daemon_without_a_group_says_so() -> None:
     assert "nothing heard yet" in page(history, 80)
     history.take([pictures.snapshot()])
     assert "no worker has said hello" in page(history, 80)
+
+
+def relay(**changes: object) -> RelayOverview:
+    made = RelayOverview(
+        group="moe",
+        leader="tcp://10.0.0.1:9477",
+        linked=True,
+        last_heard_age_s=0.2,
+        ranks=(8, 9),
+        forwarded=4_711,
+        reason="",
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+@pytest.mark.parametrize("groups", [0, 1])
+def test_a_page_names_what_is_led_elsewhere_where_it_is_all_and_where_it_is_lost(
+    groups: int,
+) -> None:
+    led = [pictures.group(layers=4)] * groups
+    for linked, words in ((True, "led at tcp://10.0.0.1:9477"), (False, "the leader is silent")):
+        history, reason = History(), "" if linked else "the leader is silent for 9.1 s"
+        shown = pictures.snapshot(*led)
+        relays = (relay(linked=linked, reason=reason),)
+        history.take([msgspec.structs.replace(shown, relays=relays)])
+        text = page(history, 140)
+        assert (words in text) == (not groups or not linked)
+        assert "no worker has said hello" not in text
 
 
 # --- the heat map -------------------------------------------------------------------------------
