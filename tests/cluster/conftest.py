@@ -11,7 +11,7 @@ from tests.cluster.hosts import why_not
 from tests.cluster.lab import ClusterLab
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterLab]:
     """Three hosts, six ranks; skipped by name where there can be no namespaces."""
     if reason := why_not():
