@@ -47,6 +47,9 @@ for the rest of a round."""
 HIGH_WATER_MARK = 16
 """Messages that the socket keeps for a daemon that does not read; beyond, see `Outbox`."""
 
+REDIAL_S = 5.0
+"""Without a session for so long, the line may lead nowhere: somebody took its name meanwhile."""
+
 RECEIVE_AT_ONCE = 64
 """Messages handled before the other threads are served again."""
 
@@ -168,8 +171,7 @@ class AgentThread:
     def _lost_steps(self) -> int:
         return self._ring.statistics().lost_steps + self._outbox.lost_steps
 
-    def _tell(self, event: e.AgentEvent) -> None:
-        """Hand an event over; called by the stager, the registrar and the forward thread."""
+    def _tell(self, event: e.AgentEvent) -> None:  # from every thread but the agent's
         self._inbox.append(event)
         self._ring_bell()
 
@@ -182,16 +184,10 @@ class AgentThread:
     def _run(self) -> None:
         context = zmq.Context()
         try:
-            self._dealer = context.socket(zmq.DEALER)
-            self._dealer.setsockopt(zmq.LINGER, 0)
-            self._dealer.setsockopt(zmq.IMMEDIATE, 1)
-            self._dealer.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
-            self._dealer.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-            identity = self.identity
-            name = f"r{identity.rank}.{identity.incarnation}.{os.getpid()}"
-            self._dealer.setsockopt(zmq.IDENTITY, name.encode()[:255])
-            self._dealer.connect(self._socket)
-            self._serve()
+            self._dealer = self._dial(context)
+            while self._serve():
+                self._dealer.close(linger=0)
+                self._dealer = self._dial(context)
         except Exception:
             # A supervisor: serving goes on with the map in force, and no flip is left undecided.
             log.exception("rank %d: the agent ended, balancing is off", self.identity.rank)
@@ -199,7 +195,19 @@ class AgentThread:
             self._release()
             context.destroy(linger=100)
 
-    def _serve(self) -> None:
+    def _dial(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        for option in (zmq.SNDHWM, zmq.RCVHWM):
+            dealer.setsockopt(option, HIGH_WATER_MARK)
+        name = f"r{self.identity.rank}.{self.identity.incarnation}.{os.getpid()}"
+        dealer.setsockopt(zmq.IDENTITY, name.encode()[:255])
+        dealer.connect(self._socket)
+        return dealer
+
+    def _serve(self) -> bool:
+        """Until told to stop; or, True, until the line should be another."""
+        redial_at = monotonic() + REDIAL_S
         poller = zmq.Poller()
         poller.register(self._dealer, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
@@ -213,7 +221,12 @@ class AgentThread:
                 self._take(self._inbox.popleft())
             self._outbox.flush()
             self._report_heat()
+            if self.machine.connected:
+                redial_at = monotonic() + REDIAL_S
+            elif monotonic() > redial_at:
+                return True
         self._outbox.say(m.Bye("the worker leaves"))
+        return False
 
     def _release(self) -> None:
         """Nobody serves the arm any more: let the register decide it before the thread is gone."""
@@ -276,9 +289,9 @@ class AgentThread:
                 self._registrar.order(effect)
 
     def _place_arm(self, effect: e.PlaceArm) -> None:
-        about = effect.term, effect.epoch, effect.attempt
-        assert self._stager.write is not None  # noqa: S101 - arms follow a reservation
-        arm = Arm(*about, effect.at, effect.near, self._stager.write)
+        about, write = (effect.term, effect.epoch, effect.attempt), self._stager.write
+        assert write is not None  # noqa: S101 - arms follow a reservation
+        arm = Arm(*about, effect.at, effect.near, write)
         self._past = about
         if self.hook.place(arm):
             self._arm = arm

@@ -22,6 +22,7 @@ import zmq
 
 from eplbd.core import messages as m
 from eplbd.wire.messages import AGENT, LEADER
+from eplbd.worker.agent import REDIAL_S
 
 POLL_MS, IDLE_MS = 5, 50
 SEND_BUFFER = 1_000
@@ -64,6 +65,7 @@ class Proxy:
         self._rules: tuple[Rule, ...] = ()
         self._ranks: dict[bytes, int] = {}
         self._dealers: dict[bytes, zmq.Socket[bytes]] = {}
+        self._redial_at: dict[bytes, float] = {}
         self._later: list[_Delivery] = []
         self._order = itertools.count()
         self._context = zmq.Context()
@@ -108,15 +110,24 @@ class Proxy:
             ready = dict(poller.poll(POLL_MS if self._later else IDLE_MS))
             if router in ready:
                 for identity, *frames in self._drain(router):
-                    if identity not in self._dealers:
-                        self._dealers[identity] = self._connect(identity)
-                        poller.register(self._dealers[identity], zmq.POLLIN)
+                    if time.monotonic() > self._redial_at.get(identity, 0.0):
+                        self._redial(identity, poller)
                     self._take(identity, frames, upward=True)
             for identity, dealer in self._dealers.items():
                 if dealer in ready:
                     for frames in self._drain(dealer):
+                        self._redial_at[identity] = time.monotonic() + REDIAL_S
                         self._take(identity, frames, upward=False)
             self._deliver()
+
+    def _redial(self, identity: bytes, poller: zmq.Poller) -> None:
+        """Where a line brings nothing back: so does its worker, and only gets as far as here."""
+        if identity in self._dealers:
+            poller.unregister(self._dealers[identity])
+            self._dealers[identity].close()
+        self._dealers[identity] = self._connect(identity)
+        poller.register(self._dealers[identity], zmq.POLLIN)
+        self._redial_at[identity] = time.monotonic() + REDIAL_S
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

@@ -24,6 +24,7 @@ STEP_S = 120.0
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(TEST_S),
+    pytest.mark.skipif(not os.environ.get("EPLBD_NIGHTLY"), reason="nightly: the README's nodes"),
     pytest.mark.skipif(bool(why_not()), reason=f"no hosts made of namespaces: {why_not()}"),
 ]
 
