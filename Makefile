@@ -120,7 +120,7 @@ contracts: setup
 # minutes; the summary names them.
 tests: setup
 	$(call heading,tests (and the wheels in a clean environment): pytest)
-	@$(BIN)/pytest --durations=25 --durations-min=5 2>&1 | tee $(PYTEST_LOG)
+	@$(BIN)/pytest --durations=25 --durations-min=5 --session-timeout 3600 2>&1 | tee $(PYTEST_LOG)
 
 test-vllm: setup setup-vllm ## A real vLLM in more ways than `make test` has time for
 	$(call heading,tests with a real vLLM)

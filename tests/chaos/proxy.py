@@ -71,7 +71,7 @@ class Proxy:
         self._context = zmq.Context()
         self._leave = False
         self._trouble: list[BaseException] = []
-        self._thread = threading.Thread(target=self._run, name="chaos-proxy")
+        self._thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

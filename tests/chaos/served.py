@@ -83,7 +83,8 @@ class Served:
         assert not self.alive
         self.lives += 1
         self.popen = self.launch()
-        self._reader = threading.Thread(target=self._read, args=(self.popen, self.lives))
+        which = self.popen, self.lives
+        self._reader = threading.Thread(target=self._read, args=which, daemon=True)
         self._reader.start()
         if wait:
             self.line("serving", START_S)

@@ -73,7 +73,7 @@ class Host:
                     return
             found.append(do())
 
-        thread = threading.Thread(target=enter)
+        thread = threading.Thread(target=enter, daemon=True)
         thread.start()
         thread.join()
         assert found, f"cannot enter the network of {self.name}"

@@ -63,7 +63,7 @@ class Shell:
             start_new_session=True,
         )
         self._lines: SimpleQueue[bytes] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.said: list[str] = []
 

@@ -45,7 +45,7 @@ class Wire:
         self._chance = random.Random(1)
         self._cut: frozenset[str] = frozenset()
         self._stop, self._wake = os.pipe()
-        self._thread = threading.Thread(target=self._carry, name="wire")
+        self._thread = threading.Thread(target=self._carry, name="wire", daemon=True)
         self.carried = self.lost = 0
         """Frames, over all hosts."""
 

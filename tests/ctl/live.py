@@ -44,7 +44,7 @@ class Engine:
         self._ended = threading.Event()
         self.workers: list[Worker] = []
         self.fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         with zmq.Context() as context, ExitStack() as sockets:

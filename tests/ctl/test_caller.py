@@ -141,7 +141,7 @@ def test_a_reply_to_another_question_is_refused(tmp_path: Path) -> None:
             peer, *_ = odd.recv_multipart()
             odd.send_multipart([peer, *wire.REPLY.encode(wire.Done("x"), 9)])
 
-        helper = threading.Thread(target=answer)
+        helper = threading.Thread(target=answer, daemon=True)
         helper.start()
         with pytest.raises(RemoteProtocolError, match="request 9"):
             ask(write_config(tmp_path), 30.0)

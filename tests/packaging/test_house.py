@@ -94,3 +94,16 @@ def test_torch_stays_in_the_files_named_after_it() -> None:
         if name.partition(".")[0] == "torch"
     ]
     assert not strays, "\n".join(strays)
+
+
+def test_no_thread_keeps_its_process_from_ending() -> None:
+    """One that a failed test or a stopped daemon left behind would do so for ever."""
+    keeping = [
+        f"{path}:{node.lineno}"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "threading.Thread"
+        and "daemon" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not keeping, "\n".join(keeping)

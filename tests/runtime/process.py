@@ -46,7 +46,9 @@ class Process:
         self.words: list[str] = []
         self.noise: list[str] = []
         self._manager = manager
-        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._listen)]
+        self._threads = [
+            threading.Thread(target=target, daemon=True) for target in (self._read, self._listen)
+        ]
         for thread in self._threads:
             thread.start()
 

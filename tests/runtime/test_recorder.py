@@ -188,7 +188,7 @@ def test_taking_never_waits_for_the_disk(tmp_path: Path) -> None:
     made = Recorder(Record(dir=str(tmp_path / "traces")), None, queue_bytes=10_000)  # type: ignore[arg-type] # not asked
     held = threading.Event()
     made._perform = lambda _: held.wait()  # type: ignore[method-assign,assignment]  # noqa: SLF001
-    thread = threading.Thread(target=made.run)
+    thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     for first in range(0, 10_000, 100):
         made.take(steps(first, 100))

@@ -56,7 +56,7 @@ def served_on(workers: list[Worker]) -> Iterator[None]:
                     worker.say(worker.heat(1))
             ended.wait(0.02)  # the picture is drawn by the same interpreter
 
-    serving = threading.Thread(target=serve)
+    serving = threading.Thread(target=serve, daemon=True)
     serving.start()
     try:
         yield

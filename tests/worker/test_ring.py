@@ -1,6 +1,8 @@
 """The heat ring: nothing is counted twice, nothing is lost uncounted, the forward never waits."""
 
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -222,6 +224,20 @@ def test_a_block_falls_into_runs_of_one_phase(engine: Engine) -> None:
     ]
 
 
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads change places after 10 us.
+
+    After Python's 5 ms one that lets go of the lock at every tensor operation, as a forward does,
+    would wait as long for each.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switches")
 def test_two_threads_need_no_lock(engine: Engine) -> None:
     """Forward and agent at full speed: what arrives is exact, and the rest is counted."""
     ring, over, found = HeatRing(engine.counters), threading.Event(), list[int]()
@@ -231,12 +247,14 @@ def test_two_threads_need_no_lock(engine: Engine) -> None:
         while not over.is_set():
             found.extend(numbers(ring.drain()))
 
-    reader = threading.Thread(target=agent)
+    reader = threading.Thread(target=agent, daemon=True)
     reader.start()
-    forwards(engine, ring, 0, total)
-    ring.flush()
-    over.set()
-    reader.join(20)
+    try:
+        forwards(engine, ring, 0, total)
+        ring.flush()
+    finally:
+        over.set()
+        reader.join(20)
     found += numbers(ring.drain())
     assert found == sorted(set(found))
     assert len(found) + ring.statistics().lost_steps == total

@@ -45,7 +45,7 @@ class Clients:
         self._server, self._turns = server, turns
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(number,), name=f"client {number}")
+            threading.Thread(target=self._ask, args=(number,), name=f"client {number}", daemon=True)
             for number in range(count)
         ]
 
