@@ -17,6 +17,8 @@ from eplbd.plugins import Catalogue, installed
 DEADLINE_S = 60.0
 MOVE_COSTS = (0.001, 0.003, 0.006, 0.04, 0.08, 0.15, 0.3, 0.6)
 """The sweep of the front; the default is a point of its own."""
+MIN_GAINS = (0.04, 0.08, 0.15, 0.3)
+"""The sweep of `flashlb`, which has no price of a move: what it leaves alone, and how much."""
 BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Moves of a plan, as a part of all slots."""
 EXACT: dict[str, float] = {
@@ -67,7 +69,8 @@ def points() -> list[Point]:
     repair += [Point("incremental", {"move_cost": cost}) for cost in MOVE_COSTS]
     repair += [Point("incremental", part=part) for part in BUDGETS]
     repair.append(Point("incremental", EXACT))
-    everything = [*repair, *map(Point, ALONE)]
+    search = [Point("flashlb", {"min_gain": gain}) for gain in MIN_GAINS]
+    everything = [*repair, *map(Point, ALONE), *search]
     return [point for point in everything if point.policy in there]
 
 
