@@ -126,6 +126,7 @@ class AgentThread:
             parts.register,
             self._tell,
             incarnation=identity.incarnation,
+            node=identity.node,
             deadline_s=register_deadline_s,
         )
         self._outbox = Outbox(self._post)
@@ -135,7 +136,6 @@ class AgentThread:
         self._pulsed = (0, 0.0, 0, 0.0, 0, 0.0)
         self._garbled = 0
         self._stopping = False
-        self._refusal = ""
         self._thread = threading.Thread(target=self._run, name="eplbd-agent", daemon=True)
 
     # --- any thread -----------------------------------------------------------------------------
@@ -250,9 +250,8 @@ class AgentThread:
                 self._garbled += 1
                 log.warning("rank %d: daemon's message refused: %s", self.identity.rank, error)
                 continue
-            if isinstance(message, m.Refused) and message.reason != self._refusal:
-                self._refusal = message.reason
-                log.error("eplbd refuses this worker: %s", message.reason)
+            if isinstance(message, m.Refused):
+                self._registrar.refused(message.reason)
             self._step(e.Heard(message))
 
     def _take(self, event: e.AgentEvent) -> None:

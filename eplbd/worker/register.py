@@ -57,6 +57,10 @@ class DecisionRegister(Protocol):
         """
         ...
 
+    def claim(self, name: str, *, deadline_s: float) -> bool:
+        """Whether nobody has claimed `name` before, on any rank. RegisterError as `decide`."""
+        ...
+
 
 class MemoryRegister:
     """The register of one process: share one object among the threads that play ranks."""
@@ -85,6 +89,13 @@ class MemoryRegister:
         """See `DecisionRegister`."""
         with self._held(name, deadline_s):
             return self._names.get(name, "")
+
+    def claim(self, name: str, *, deadline_s: float) -> bool:
+        """See `DecisionRegister`."""
+        with self._held(name, deadline_s):
+            new = name not in self._names
+            self._names[name] = "claimed"
+            return new
 
     @contextmanager
     def _held(self, key: str, deadline_s: float) -> Iterator[None]:

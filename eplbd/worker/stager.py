@@ -156,7 +156,7 @@ class Stager:
                 return
 
 
-_Order: TypeAlias = AskRegister | PublishLeader | SeekLeader | tuple[int, int, int]
+_Order: TypeAlias = AskRegister | PublishLeader | SeekLeader | tuple[int, int, int] | str
 
 
 class Registrar:
@@ -169,11 +169,14 @@ class Registrar:
         tell: Callable[[AgentEvent], None],
         *,
         incarnation: str,
+        node: str,
         deadline_s: float,
     ) -> None:
         self._group, self._register, self._tell = group, register, tell
         # The store may outlive the group's life, and where that was led says nothing of this one.
         self._leader_name = f"eplbd/{group}/leader/{incarnation}"
+        self._refusals = f"eplbd/{group}/refused/{incarnation}/{node}"
+        self._refused = ""
         self._deadline_s = deadline_s
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._published = ""
@@ -186,6 +189,10 @@ class Registrar:
     def retire(self, term: int, epoch: int, attempts: int) -> None:
         """Remove the keys of an epoch that has ended on every rank."""
         self._orders.put((term, epoch, attempts))
+
+    def refused(self, reason: str) -> None:
+        """Log why the node's daemon refuses this rank, unless another rank of the node has."""
+        self._orders.put(reason)
 
     def stop(self) -> None:
         """Let the thread end after what it does."""
@@ -204,6 +211,8 @@ class Registrar:
                     self._publish(f"{endpoint} {key}")
                 case SeekLeader():
                     self._seek()
+                case str():
+                    self._say(order)
                 case _:
                     self._retire(*order)
 
@@ -235,6 +244,17 @@ class Registrar:
             return  # The agent asks again, for as long as it is alone.
         endpoint, _, key = found.partition(" ")
         self._tell(LeaderFound(endpoint, key))
+
+    def _say(self, refusal: str) -> None:
+        if refusal == self._refused:
+            return  # The daemon says it again with every knock.
+        self._refused = refusal
+        try:
+            first = self._register.claim(f"{self._refusals}/{refusal}", deadline_s=self._deadline_s)
+        except RegisterError:
+            first = True  # Rather twice than not at all.
+        if first:
+            log.error("eplbd refuses this worker: %s", refusal)
 
     def _retire(self, term: int, epoch: int, attempts: int) -> None:
         keys = [self.key(term, epoch, Gate.STAGE, 0)]

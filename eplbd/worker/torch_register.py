@@ -91,6 +91,10 @@ class TorchRegister:
 
         return self._ask(name, read, deadline_s)
 
+    def claim(self, name: str, *, deadline_s: float) -> bool:
+        """See `DecisionRegister`."""
+        return self._ask(name, lambda client: str(client.add(name, 1)), deadline_s) == "1"
+
     def _ask(self, key: str, question: Callable[[Store], str], deadline_s: float) -> str:
         answer: Future[str] = Future()
         self._questions.put((question, answer))

@@ -56,3 +56,11 @@ def test_a_name_holds_what_was_published_last() -> None:
             register.look("leader", deadline_s=0.01)
         with pytest.raises(RegisterError, match="'leader'"):
             register.publish("leader", "nowhere", deadline_s=0.01)
+
+
+def test_a_name_is_claimed_once() -> None:
+    register = MemoryRegister()
+    claimed = [register.claim(name, deadline_s=1.0) for name in ("a", "a", "b", "a")]
+    assert claimed == [True, False, True, False]
+    with register.stalled, pytest.raises(RegisterError, match="'c'"):
+        register.claim("c", deadline_s=0.01)

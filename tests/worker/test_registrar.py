@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator
 
@@ -36,7 +37,7 @@ def told() -> queue.SimpleQueue[AgentEvent]:
 
 @pytest.fixture
 def registrar(register: MemoryRegister, told: queue.SimpleQueue[AgentEvent]) -> Iterator[Registrar]:
-    made = Registrar("g", register, told.put, incarnation="life 1", deadline_s=0.05)
+    made = Registrar("g", register, told.put, incarnation="life 1", node="n1", deadline_s=0.05)
     made.thread.start()
     yield made
     made.stop()
@@ -120,3 +121,43 @@ def test_a_leader_is_published_once_and_again_if_that_failed(
         assert register.look(NAME, deadline_s=1.0) == written
         register.publish(NAME, "by another", deadline_s=1.0)
     assert register.look(NAME, deadline_s=1.0) == "by another", "it was known there already"
+
+
+def test_a_refusal_is_said_by_one_rank_of_each_node(
+    register: MemoryRegister, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: queue.SimpleQueue[AgentEvent] = queue.SimpleQueue()
+    made = [
+        Registrar("g", register, told.put, incarnation="life 1", node=node, deadline_s=5.0)
+        for node in ("n1", "n1", "n2")
+    ]
+    for registrar in made:
+        registrar.refused("upgrade")
+        registrar.refused("upgrade")
+        registrar.stop()
+        registrar.thread.start()
+    for registrar in made:
+        registrar.thread.join(DEADLINE_S)
+    assert [record.getMessage() for record in caplog.records] == [
+        "eplbd refuses this worker: upgrade",
+        "eplbd refuses this worker: upgrade",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def test_a_refusal_of_one_rank_alone_is_said_and_so_is_one_that_no_store_can_share(
+    register: MemoryRegister,
+    registrar: Registrar,
+    told: queue.SimpleQueue[AgentEvent],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registrar.refused("upgrade")
+    registrar.refused("its weights are others")
+    registrar.order(AskRegister(3, 7, Gate.FLIP, 1, COMMIT))
+    told.get(timeout=DEADLINE_S)
+    with register.stalled:
+        registrar.refused("no room")
+        registrar.order(AskRegister(3, 7, Gate.FLIP, 2, COMMIT))
+        assert isinstance(told.get(timeout=DEADLINE_S), RegisterFailed)
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == ["upgrade", "its weights are others", "no room"]

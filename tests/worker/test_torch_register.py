@@ -107,6 +107,12 @@ def test_a_name_holds_what_was_published_last_and_nobody_waits_for_it(store: Sto
             assert two.look("leader", deadline_s=5.0) == value
 
 
+def test_a_name_is_claimed_once(store: Store) -> None:
+    with TorchRegister(store) as one, TorchRegister(store) as two:
+        claimed = [each.claim("a b/c", deadline_s=5.0) for each in (one, two, one)]
+    assert claimed == [True, False, False]
+
+
 def test_something_else_under_the_key_is_no_verdict(store: Store) -> None:
     store.set("eplbd/decisions/a", "maybe")
     with TorchRegister(store) as register, pytest.raises(RegisterError, match="'a' holds 'maybe'"):
