@@ -45,7 +45,9 @@ class Watched(World):
         for i, said in enumerate(box):
             if isinstance(said, m.HeatReport):
                 box[i] = replace(said, phase=self.phase)
-        box[:] = [said for said in box if type(said) is not self.mute]
+        kept = [said for said in box if type(said) is not self.mute]
+        box.clear()
+        box.extend(kept)
         super().collect(rank)
 
     @property

@@ -167,7 +167,7 @@ class Script:
         """Let the registrars of these ranks (default: all) ask the register."""
         world = self._here
         for rank in [int(rank) for rank in ranks] or range(len(world.ranks)):
-            while world.ranks[rank].registrar:
+            while world.ranks[rank].questions:
                 world.run_registrar(rank)
 
     def do_forwards(self, count: str, rank: str = "") -> None:

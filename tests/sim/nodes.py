@@ -8,7 +8,7 @@ needs none. A node may be cut off, any daemon may die, and a leader may come bac
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class Nodes(World):
     def restart_group(self) -> None:
         super().restart_group()
         for me in self.ranks:
-            me.node = f"node{self.home(me.rank)}"
+            me.member = replace(me.member, node=f"node{self.home(me.rank)}")
 
     def new_node(self) -> Node:
         return Node(self.settings, self.address)

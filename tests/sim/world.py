@@ -35,9 +35,9 @@ from eplbd.core.events import (
 )
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
+from eplbd.offline.cluster.engine import Store
 from tests.sim.quick import PATIENT, QUICK, TICK_S, Shape
 from tests.sim.rank import SimRank
-from tests.sim.store import Store
 from tests.sim.transport import Transport
 
 if TYPE_CHECKING:
@@ -257,7 +257,8 @@ class World:
 
     def run_registrar(self, rank: int) -> None:
         """Let a rank ask the register."""
-        self.store.answer(self.ranks[rank])
+        me = self.ranks[rank]
+        self.store.answer(me, me.questions.popleft())
 
     def echo(self, seconds: float) -> None:
         """Everything said to any rank from now on, for a while, is said again later."""
@@ -338,7 +339,7 @@ class World:
                 doable.append(partial(self.deliver_down, rank))
             if me.stager:
                 doable.append(partial(self.transport.run, rank))
-            if me.registrar and self.now >= me.register_held_until:
+            if me.questions and self.now >= me.register_held_until:
                 doable.append(partial(self.run_registrar, rank))
             if self.may_forward(rank):
                 doable.append(partial(self.run_forward, rank))

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from eplbd.core import messages as m
 from eplbd.core.placement import Placement
 from eplbd.errors import RemoteProtocolError
+from eplbd.offline.cluster.engine import Store
 from eplbd.wire.messages import LEADER
 from eplbd.worker.outbox import Outbox
 from tests.sim.rank import SimRank
-from tests.sim.store import Store
 from tests.sim.transport import Transport
 
 HIGH_WATER = 16
@@ -87,8 +87,8 @@ class Fleet:
                 me.heard(heard)
             if me.stager:
                 self._transport.run(rank)
-            while me.registrar:
-                self._store.answer(me)
+            while me.questions:
+                self._store.answer(me, me.questions.popleft())
         if not any(me.blocked for me in self.ranks):
             self._forward()
         for me, outbox in zip(self.ranks, self._outboxes, strict=True):

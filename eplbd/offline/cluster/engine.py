@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eplbd.core.agent import Agent
     from eplbd.core.placement import Placement
     from eplbd.offline.cluster.loop import Loop
-    from eplbd.offline.cluster.rank import Rank
+    from eplbd.offline.cluster.rank import Question, Rank
     from eplbd.offline.cluster.traffic import Traffic
 
 RESERVE_S = 1e-3
@@ -51,10 +51,22 @@ class Pace:
 
 @dataclass
 class Store:
-    """The group's store: write-once verdicts, and where the leader is."""
+    """The group's store: write-once verdicts, and where the leader is. Lives as long as it does."""
 
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict)
-    leader: tuple[str, str] = ("", "")
+    leader: e.LeaderFound = field(default_factory=lambda: e.LeaderFound("", ""))
+
+    def answer(self, rank: Rank, question: Question) -> None:
+        """Answer a rank: the first writer of a verdict decides for all."""
+        match question:
+            case e.AskRegister(term, epoch, gate, attempt, proposal):
+                about = term, epoch, gate, attempt
+                verdict = self.verdicts.setdefault(about, proposal)
+                rank.step(e.RegisterAnswered(*about, verdict))
+            case e.PublishLeader(endpoint, key):
+                self.leader = e.LeaderFound(endpoint, key)
+            case e.SeekLeader():
+                rank.step(self.leader)
 
 
 class Engine:
@@ -105,16 +117,8 @@ class Engine:
 
     # --- the register ---------------------------------------------------------------------------
 
-    def _answer(self, rank: Rank, question: e.AskRegister | e.PublishLeader | e.SeekLeader) -> None:
-        store = self._store
-        match question:
-            case e.AskRegister(term, epoch, gate, attempt, proposal):
-                verdict = store.verdicts.setdefault((term, epoch, gate, attempt), proposal)
-                rank.step(e.RegisterAnswered(term, epoch, gate, attempt, verdict))
-            case e.PublishLeader(endpoint, key):
-                store.leader = endpoint, key
-            case e.SeekLeader():
-                rank.step(e.LeaderFound(*store.leader))
+    def _answer(self, rank: Rank, question: Question) -> None:
+        self._store.answer(rank, question)
         self.settle(rank)
 
     # --- the stagers ----------------------------------------------------------------------------
@@ -143,7 +147,7 @@ class Engine:
             job = rank.job
             stride = job.stride if isinstance(job, e.RunRounds) else 1
             if (self.forward - begun) % max(1, stride) == 0:
-                self._transport.run(rank)
+                self._transport.run_round(rank)
             if rank.rounds() is None:
                 del self._begun[number]
                 self.settle(rank)

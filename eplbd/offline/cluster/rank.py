@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from eplbd.core.placement import Placement
 
+Question = e.AskRegister | e.PublishLeader | e.SeekLeader
+"""What a rank wants of the group's store."""
+
 WRONG = -1
 """No expert's bytes."""
 
@@ -39,6 +42,8 @@ class Member:
     node: str
     expert_bytes: int = 1
     forward_s: float = 0.0
+    weighted: bool = False
+    """Whether it takes shares."""
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Job:
     round: int = 0
     done: set[tuple[int, ...]] = field(default_factory=set)
     broken: str = ""
+    """What ended rounds before their bytes came: a real transport fails, the simulated one may."""
 
 
 class Rank:
@@ -67,7 +73,7 @@ class Rank:
         self.verdict: m.Verdict | None = None
         self.woke = False
         self.stager: deque[Job] = deque()
-        self.questions: deque[e.AskRegister | e.PublishLeader | e.SeekLeader] = deque()
+        self.questions: deque[Question] = deque()
         self.outbox: deque[m.FromAgent] = deque()
         self.heat: deque[m.HeatReport] = deque()
         """Waits for the agent thread to wake."""
@@ -83,11 +89,11 @@ class Rank:
                 case e.Reply(message):
                     self.outbox.append(message)
                 case e.SayHello(term):
-                    self.outbox.append(self._hello(term))
+                    self.outbox.append(self.hello(term))
                 case e.SayPulse():
-                    self.outbox.append(m.Pulse(self.forward, self.member.forward_s))
+                    self.outbox.append(self.pulse())
                 case e.Stand():
-                    self.outbox.append(self._stands())
+                    self.outbox.append(self.stands())
                 case e.Reserve() | e.RunRounds() | e.Discard():
                     self.stager.append(Job(effect))
                 case e.AskRegister() | e.PublishLeader() | e.SeekLeader():
@@ -102,7 +108,8 @@ class Rank:
                     self.verdict = verdict
         self.agent.check()
 
-    def _hello(self, term: int) -> m.Hello:
+    def hello(self, term: int) -> m.Hello:
+        """Say who this is."""
         placement, member, contact = self.agent.placement, self.member, self.agent.contact
         return m.Hello(
             wire=m.WIRE_VERSION,
@@ -118,11 +125,17 @@ class Rank:
             term=term,
             expert_bytes=member.expert_bytes,
             layout_digest="simulated",
+            weighted=member.weighted,
             leader=contact.leader,
             leader_key=contact.leader_key,
         )
 
-    def _stands(self) -> m.Stands:
+    def pulse(self) -> m.Pulse:
+        """Say that this lives."""
+        return m.Pulse(self.forward, self.member.forward_s)
+
+    def stands(self) -> m.Stands:
+        """Say how this stands."""
         agent = self.agent
         return m.Stands(
             agent.term,
@@ -133,6 +146,7 @@ class Rank:
             self.forward,
             self.lane,
             agent.placement.slots,
+            None if agent.placement.shares is None else agent.placement.parts(),
         )
 
     def _place_arm(self, effect: e.PlaceArm) -> None:
@@ -215,19 +229,33 @@ class Rank:
             self._flip(arm)
 
     def _flip(self, arm: e.PlaceArm) -> None:
-        prepare, target = self.reserved, self.agent.target
-        if prepare is None or target is None or prepare.epoch != arm.epoch:
+        prepare = self.reserved
+        if prepare is None or prepare.epoch != arm.epoch:
             raise BrokenLawError(f"rank {self.rank} flips {arm} with {prepare} reserved")
         for row in prepare.transfers[prepare.transfers[:, Col.DST] == self.rank]:
             buffer = self.buffers.get(int(row[Col.DST_BUFFER]), WRONG)
             self.slots[row[Col.LAYER], row[Col.DST_SLOT]] = buffer
-        self.map = target
+        self.map = self.next_map(prepare)
         self.reserved, self.buffers = None, {}
-        wrong = np.argwhere(self.slots != self.map.slots[:, self.rank] + self._codes)
-        demand(
-            not wrong.size,
-            f"rank {self.rank} forward {self.forward}: (layer, slot) {wrong[:1].tolist()} are "
-            "routed to and hold other bytes",
-        )
+        self.check_contents()
         self.step(e.Flipped(arm.term, arm.epoch, self.forward, self.stall_s))
         self.stall_s = 0.0
+
+    def next_map(self, prepare: m.Prepare) -> Placement:
+        """Return the map that a flip to what was prepared brings into force."""
+        target = self.agent.target
+        if target is None:
+            raise BrokenLawError(
+                f"rank {self.rank} flips epoch {prepare.epoch}, its agent does not"
+            )
+        return target
+
+    def check_contents(self) -> None:
+        """Demand that every slot holds what the map in force routes to it."""
+        wrong = self.slots != self.map.slots[:, self.rank] + self._codes
+        if wrong.any():
+            where = np.argwhere(wrong)[0].tolist()
+            raise BrokenLawError(
+                f"rank {self.rank} forward {self.forward}: (layer, slot) {where} is routed to and "
+                "holds other bytes"
+            )

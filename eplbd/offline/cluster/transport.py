@@ -25,9 +25,9 @@ class Transport:
     """What the stagers of `ranks` share."""
 
     def __init__(self, ranks: Sequence[Rank]) -> None:
-        self._ranks = ranks
+        self.ranks = ranks
 
-    def run(self, me: Rank) -> None:
+    def run_round(self, me: Rank) -> None:
         """Let a rank's stager go on by a round, if its peers are in the same."""
         job = me.rounds()
         if job is None or me.reserved is None:
@@ -50,15 +50,11 @@ class Transport:
 
     def _meet(self, me: Rank, job: Job, row: NDArray[np.int32], key: tuple[int, ...]) -> bool:
         """Move a transfer's bytes if both ends are in its round."""
-        src, dst = self._ranks[row[Col.SRC]], self._ranks[row[Col.DST]]
+        src, dst = self.ranks[row[Col.SRC]], self.ranks[row[Col.DST]]
         other = dst if me is src else src
         theirs = other.rounds()
-        if theirs is None or _about(theirs) != _about(job):
-            queued = any(_about(later) == _about(job) for later in other.stager)
-            demand(
-                queued or other.agent.pending == _about(job)[1],
-                f"rank {other.rank} walked away from epoch {_about(job)[1]}: peers wait for it",
-            )
+        if theirs is None or about(theirs) != about(job):
+            self.await_peer(me, job, other)
             return False
         if theirs.round != job.round:
             return False
@@ -67,6 +63,15 @@ class Transport:
         theirs.done.add(key)
         return True
 
+    def await_peer(self, me: Rank, job: Job, other: Rank) -> None:
+        """Wait for a rank that is not in the rounds: it must still have them before it."""
+        queued = any(about(later) == about(job) for later in other.stager)
+        epoch = about(job)[1]
+        demand(
+            queued or other.agent.pending == epoch,
+            f"rank {other.rank} walked away from epoch {epoch}: rank {me.rank} waits for it",
+        )
+
     def _finish(self, me: Rank, job: Job) -> None:
         prepare = me.reserved
         if prepare is None:
@@ -74,13 +79,17 @@ class Transport:
         me.stager.popleft()
         rows = prepare.transfers[prepare.transfers[:, Col.DST] == me.rank]
         whole = all(me.buffers.get(int(row[Col.DST_BUFFER])) == me.expected(row) for row in rows)
-        if whole:
-            me.step(RoundsDone(prepare.term, prepare.epoch, me.forward))
+        if whole and not job.broken:
+            me.step(self.done(me, job))
         else:
-            me.step(RoundsFailed(prepare.term, prepare.epoch, "checksum"))
+            me.step(RoundsFailed(*about(job), job.broken or "checksum", bool(job.broken)))
+
+    def done(self, me: Rank, job: Job) -> RoundsDone:
+        """Return what a rank's stager says when all of its bytes came."""
+        return RoundsDone(*about(job), me.forward)
 
 
-def _about(job: Job) -> tuple[int, int]:
+def about(job: Job) -> tuple[int, int]:
     """Term and epoch of rounds; what no rounds have for anything else."""
     effect = job.effect
     return (effect.term, effect.epoch) if isinstance(effect, RunRounds) else (-1, -1)
