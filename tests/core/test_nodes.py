@@ -10,22 +10,13 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from tests.core.test_protocol import inject
 from tests.seeds import sweep
 from tests.sim.nodes import Nodes
+from tests.sim.schedule import FAULT_BUDGET, look_for_faults
 from tests.sim.world import PATIENT, Shape
-
-FAULT_BUDGET = 6
 
 HARMS = (
     *("relay dies", "relay dies", "relay restarts", "relay restarts"),
@@ -99,45 +90,5 @@ def test_a_group_that_restarts_is_taken_up_anew(seed: int) -> None:
     world.settle()
 
 
-class Faults(RuleBasedStateMachine):
-    """Hypothesis chooses the schedule, so that what fails is shrunk to what matters."""
-
-    @initialize(seed=st.integers(0, 2**16))
-    def begin(self, seed: int) -> None:
-        self.world = made(seed)
-        self.budget = FAULT_BUDGET
-
-    @rule(steps=st.integers(1, 100))
-    def go_on(self, steps: int) -> None:
-        self.world.run(steps)
-
-    @rule(steps=st.integers(100, 600))
-    def go_on_for_long(self, steps: int) -> None:
-        self.world.run(steps)
-
-    @precondition(lambda self: self.budget > 0)
-    @rule(seed=st.integers(0, 2**16))
-    def harm(self, seed: int) -> None:
-        self.budget -= 1
-        harm(self.world, random.Random(seed))
-
-    @rule(rounds=st.integers(1, 8))
-    def time_passes(self, rounds: int) -> None:
-        for _ in range(rounds):
-            self.world.tick()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.settle()
-
-
 def test_hypothesis_finds_no_schedule_that_breaks_it() -> None:
-    run_state_machine_as_test(
-        Faults,
-        settings=settings(
-            max_examples=min(40, settings().max_examples),
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    look_for_faults(st.integers(0, 2**16).map(made), harm, steps=(100, 600), examples=40)

@@ -8,23 +8,14 @@ what this suite notices.
 import random
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from eplbd.core import messages as m
 from eplbd.core.events import EpochEnded
 from eplbd.core.placement import Placement
 from tests.seeds import sweep
+from tests.sim.schedule import FAULT_BUDGET, look_for_faults
 from tests.sim.world import PATIENT, Shape, World
-
-FAULT_BUDGET = 6
 
 HARMS = (
     *("drop", "drop", "repeat", "delay", "delay", "delay", "reorder", "partition"),
@@ -174,46 +165,6 @@ def test_an_order_from_an_epoch_that_was_closed_meanwhile_holds_up_nothing(seed:
     world.settle()
 
 
-class Faults(RuleBasedStateMachine):
-    """Hypothesis chooses the schedule, so that what fails is shrunk to what matters."""
-
-    @initialize(seed=st.integers(0, 2**16), shape=st.sampled_from(SHAPES))
-    def begin(self, seed: int, shape: Shape) -> None:
-        self.world = World(shape=shape, seed=seed)
-        self.chance = random.Random(seed)
-        self.budget = FAULT_BUDGET
-
-    @rule(steps=st.integers(1, 60))
-    def go_on(self, steps: int) -> None:
-        self.world.run(steps)
-
-    @rule(steps=st.integers(60, 300))
-    def go_on_for_long(self, steps: int) -> None:
-        self.world.run(steps)
-
-    @precondition(lambda self: self.budget > 0)
-    @rule(seed=st.integers(0, 2**16))
-    def harm(self, seed: int) -> None:
-        self.budget -= 1
-        inject(self.world, random.Random(seed))
-
-    @rule(rounds=st.integers(1, 8))
-    def time_passes(self, rounds: int) -> None:
-        for _ in range(rounds):
-            self.world.tick()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.settle()
-
-
 def test_hypothesis_finds_no_schedule_that_breaks_it() -> None:
-    run_state_machine_as_test(
-        Faults,
-        settings=settings(
-            max_examples=min(60, settings().max_examples),
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    worlds = st.builds(World, shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**16))
+    look_for_faults(worlds, inject, steps=(60, 300), examples=60)
