@@ -6,11 +6,12 @@ layers come first (that is `plan`), who will send (`sources` decides), nor when 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from eplbd.core.chains import Chain, Unit, Write
@@ -50,7 +51,9 @@ class Basket:
         ranks, most = topology.ranks, room.experts_per_rank
         self._node_of = topology.node_of
         self._layer = -1
-        self._holders: defaultdict[int, list[int]] = defaultdict(list)
+        self._slots = np.empty((ranks, 0), dtype=np.int32)
+        self._holders: dict[int, list[int]] = {}
+        """Of the experts that were asked for in this layer."""
         self._receives = [most] * ranks
         self._sends = [most] * ranks
         self._ways: Counter[tuple[bool, int]] = Counter()
@@ -69,11 +72,8 @@ class Basket:
 
     def open(self, layer: int, slots: NDArray[np.int32]) -> None:
         """Go on to a layer that now holds `slots`, `[ranks, slots_per_rank]`."""
-        self._layer = layer
-        self._holders = defaultdict(list)
-        for rank, row in enumerate(slots.tolist()):
-            for expert in row:
-                self._holders[expert].append(rank)
+        self._layer, self._slots = layer, slots
+        self._holders = {}
 
     def offer(self, chain: Chain) -> None:
         """Take as many units from the front of `chain` as fit."""
@@ -104,9 +104,16 @@ class Basket:
 
     def _sender(self, rank: int, expert: int) -> int:
         """The holder with most room left to send to `rank`, among those of its node if any."""
-        holders, node = self._holders[expert], self._node_of[rank]
+        holders, node = self._held_by(expert), self._node_of[rank]
         near = [holder for holder in holders if self._node_of[holder] == node]
         return max(near or holders, key=self._sends.__getitem__)
+
+    def _held_by(self, expert: int) -> list[int]:
+        """The ranks that hold an expert of the layer; looked for when first asked for."""
+        holders = self._holders.get(expert)
+        if holders is None:
+            holders = self._holders[expert] = np.nonzero(self._slots == expert)[0].tolist()
+        return holders
 
     def _crossed(self, unit: Unit, senders: list[int]) -> Counter[tuple[bool, int]]:
         """The ways between nodes that a unit takes."""
@@ -127,4 +134,4 @@ class Basket:
                 self._full |= 1 << rank
             self._sends[sender] -= 1
             # What was received can be sent on from its staging buffer.
-            self._holders[expert].append(rank)
+            self._held_by(expert).append(rank)
