@@ -22,6 +22,7 @@ import zmq
 from eplbd.core import messages as m
 from eplbd.core.placement import Placement
 from eplbd.wire.messages import AGENT
+from tests.hellos import hello as plain
 
 Frames = list[bytes]
 Words = Iterator[tuple[int, Frames]]
@@ -30,21 +31,7 @@ Words = Iterator[tuple[int, Frames]]
 HUGE_BYTES = 60 << 20
 LINE_S = 0.1
 
-HELLO = m.Hello(
-    wire=m.WIRE_VERSION,
-    wire_min=m.WIRE_VERSION_MIN,
-    group="flood",
-    incarnation="0",
-    rank=0,
-    ranks=1,
-    node="elsewhere",
-    layers=2,
-    experts=8,
-    slots_per_rank=8,
-    term=0,
-    expert_bytes=1,
-    layout_digest="0" * 16,
-)
+HELLO = plain(group="flood", incarnation="0", node="elsewhere")
 
 
 def _said(message: m.FromAgent, seq: int = 1) -> Frames:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from tests.chaos.lab import TEST_S, Lab
 from tests.chaos.rules import Moment, says
 from tests.chaos.served import LINE_S
 from tests.chaos.waiting import until
+from tests.hellos import hello
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TEST_S)]
 
@@ -38,22 +38,8 @@ def _heat(dtype: str, shape: Sequence[int], counts: bytes) -> Frames:
 
 
 def _hello(**said: Any) -> Frames:  # noqa: ANN401 - any field of Hello
-    hello = m.Hello(
-        wire=1,
-        wire_min=1,
-        group="chaos",
-        incarnation="0",
-        rank=0,
-        ranks=3,
-        node="elsewhere",
-        layers=2,
-        experts=8,
-        slots_per_rank=4,
-        term=0,
-        expert_bytes=1,
-        layout_digest="0" * 16,
-    )
-    return _frames(replace(hello, **said))
+    said = {"group": "chaos", "incarnation": "0", "ranks": 3, "slots_per_rank": 4} | said
+    return _frames(hello(**said))
 
 
 def _frames(message: m.FromAgent) -> Frames:

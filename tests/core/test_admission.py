@@ -14,23 +14,10 @@ from eplbd.core.events import Effect, Event, Note, Received, Send, Tick
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
 from eplbd.core.settings import SessionSettings, Settings
+from tests.hellos import hello as plain
 from tests.sim.world import World
 
-HELLO = m.Hello(
-    wire=1,
-    wire_min=1,
-    group="g",
-    incarnation="1",
-    rank=0,
-    ranks=1,
-    node="n",
-    layers=4,
-    experts=8,
-    slots_per_rank=8,
-    term=0,
-    expert_bytes=1,
-    layout_digest="d",
-)
+HELLO = plain(layers=4)
 SILENCE_S = 3.0
 STEPS = 64
 

@@ -14,6 +14,7 @@ from eplbd.core.relay import HEAT_BYTES, Relay
 from eplbd.core.settings import Settings
 from eplbd.errors import RemoteProtocolError
 from eplbd.wire.bundle import UP
+from tests.hellos import hello as plain
 
 LEADER, ELSEWHERE = Address("tcp://a:1", "key a"), Address("tcp://b:2", "key b")
 SETTINGS = Settings()
@@ -22,7 +23,8 @@ LAYERS, SLOTS = 2, 3
 
 
 def hello(rank: int, incarnation: str = "1") -> m.Hello:
-    return m.Hello(1, 1, "g", incarnation, rank, 8, "n", LAYERS, 16, SLOTS, 0, 1, "digest")
+    shape = {"ranks": 8, "layers": LAYERS, "experts": 16, "slots_per_rank": SLOTS}
+    return plain(rank=rank, incarnation=incarnation, **shape)
 
 
 def relay(*ranks: int, linked: bool = True) -> Relay:

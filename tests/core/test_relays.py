@@ -29,6 +29,7 @@ from eplbd.core.overview import overview
 from eplbd.core.placement import Placement
 from eplbd.core.relays import FORGOTTEN_S
 from eplbd.core.settings import ClusterSettings, Settings
+from tests.hellos import hello as plain
 
 HERE, THERE, ELSEWHERE = (Address(f"tcp://{name}:1", f"key {name}") for name in "abc")
 R1, R2 = b"relay 1", b"relay 2"
@@ -37,10 +38,9 @@ SETTINGS = Settings()
 
 
 def hello(rank: int, leader: Address | None = None) -> m.Hello:
-    said = m.Hello(1, 1, "g", "1", rank, 2, "node", 1, 4, 3, 0, 1, "digest")
-    if leader is None:
-        return said
-    return replace(said, leader=leader.endpoint, leader_key=leader.key)
+    endpoint, key = (leader.endpoint, leader.key) if leader is not None else ("", "")
+    shape = {"ranks": 2, "layers": 1, "experts": 4, "slots_per_rank": 3}
+    return plain(rank=rank, leader=endpoint, leader_key=key, **shape)
 
 
 def node(settings: Settings = SETTINGS, own: Address | None = HERE) -> Node:

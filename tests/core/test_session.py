@@ -8,22 +8,9 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.session import Session, refuse_hello, same_group
+from tests.hellos import hello
 
-HELLO = m.Hello(
-    wire=m.WIRE_VERSION,
-    wire_min=m.WIRE_VERSION_MIN,
-    group="g",
-    incarnation="1",
-    rank=0,
-    ranks=4,
-    node="n",
-    layers=6,
-    experts=32,
-    slots_per_rank=10,
-    term=0,
-    expert_bytes=100,
-    layout_digest="d",
-)
+HELLO = hello(ranks=4, layers=6, experts=32, slots_per_rank=10, expert_bytes=100)
 
 
 def test_a_fitting_hello_is_welcome() -> None:

@@ -7,18 +7,18 @@ import pytest
 
 from eplbd import Heat, Placement, Topology
 from eplbd.core.group import Group
-from eplbd.core.messages import Hello
 from eplbd.core.opening import Opening
 from eplbd.core.placement import par, rank_load, validate
 from eplbd.core.settings import BalanceSettings, Settings
+from tests.hellos import hello
 from tests.policies.asked import BALANCES, FREE, claiming, fresh
 
 
 def assumed(layers: int, experts: int) -> Heat:
     """What the daemon assumes of a group that has reported nothing."""
-    hello = Hello(1, 1, "g", "i", 0, 1, "n", layers, experts, experts, 0, 1, "d")
+    said = hello(layers=layers, experts=experts, slots_per_rank=experts)
     settings = Settings(balance=BalanceSettings(opening="spread"))
-    group = Group(hello, settings, stored_term=0, now=0.0)
+    group = Group(said, settings, stored_term=0, now=0.0)
     opening = Opening(group, None)
     nothing = Heat(np.empty((0, layers, experts), dtype=np.int32), "all")
     assert opening.heat(nothing, group) is nothing

@@ -8,6 +8,7 @@ from eplbd.core import messages as m
 from eplbd.core.placement import Placement
 from eplbd.wire.messages import AGENT
 from eplbd.worker.outbox import KEPT, Outbox
+from tests.hellos import hello
 
 
 class Wire:
@@ -40,10 +41,6 @@ def heat(steps: int = 2) -> m.HeatReport:
         tokens=np.zeros(steps, np.int32),
         dummy=np.zeros(steps, np.bool_),
     )
-
-
-def hello(term: int) -> m.Hello:
-    return m.Hello(1, 1, "g", "i", 0, 2, "n", 2, 4, 3, term, 1_000, "0" * 16)
 
 
 def test_an_open_socket_takes_everything_in_order() -> None:
@@ -116,10 +113,10 @@ def test_a_sign_of_life_stands_for_the_one_before() -> None:
     for forward in range(10 * KEPT):
         wire.outbox.say(m.Pulse(forward))
     for term in range(10 * KEPT):
-        wire.outbox.say(hello(term))
+        wire.outbox.say(hello(term=term))
     wire.room = 10
     assert wire.outbox.flush()
-    assert wire.said == [m.Prepared(1, 1), m.Pulse(10 * KEPT - 1), hello(10 * KEPT - 1)]
+    assert wire.said == [m.Prepared(1, 1), m.Pulse(10 * KEPT - 1), hello(term=10 * KEPT - 1)]
     assert wire.outbox.dropped == 0
 
 
