@@ -213,7 +213,8 @@ class Cycle:
         self.tally.policy_s = duration_s
         seen = self.orders.seen(current)
         target = self._target(slots, shares, seen, current)
-        excess = np.maximum(rank_load(seen, self.judged).mean(axis=0), 0.0) / self.speed
+        now = rank_load(seen, self.judged)
+        excess = np.maximum(now.mean(axis=0), 0.0) / self.speed
         above = excess.max(axis=-1) - excess.mean(axis=-1)
         plan = Plan(current, target, self.topology, above, self.orders.drained)
         self.tally.moves = plan.moves
@@ -225,13 +226,13 @@ class Cycle:
             raise PlacementError(
                 f"{plan.moves} moves, the budget is {limit}; propose within budget.moves"
             )
-        then = self.orders.seen(target)
-        promised = par(rank_load(then, self.judged) / self.speed).mean(axis=0)
+        then = rank_load(self.orders.seen(target), self.judged) / self.speed
+        promised = par(then).mean(axis=0)
         promised.setflags(write=False)
         self.tally.par_predicted = float(promised.mean())
         short = "recorded"
         if self.settings.mode != "record":
-            short = self._shortfall(seen, then, plan.least_rounds * cost_s)
+            short = self._shortfall(now / self.speed, then, plan.least_rounds * cost_s)
         if short:
             return self._not_worth(short, current)
         self.plan, self.stage, self.failures = plan, Stage.MOVING, 0
@@ -262,11 +263,16 @@ class Cycle:
             )
         return self.orders.completed(proposal, current, weighted=self.weighted)
 
-    def _shortfall(self, current: Placement, target: Placement, cost: float) -> str:
-        """Why `target` is not worth `cost` seconds of moves; empty if it is, or was forced."""
+    def _shortfall(
+        self, load: NDArray[np.float64], promised: NDArray[np.float64], cost: float
+    ) -> str:
+        """Why the way to the `promised` load is not worth `cost` seconds of moves; empty if it is.
+
+        load, promised: `[steps, layers, ranks]`. Empty, too, where the answer was forced.
+        """
         if self.tally.forced:
             return ""
-        slowest, then = (slowest_load(each, self.judged, self.speed) for each in (current, target))
+        slowest, then = (float(each.max(axis=-1).sum()) for each in (load, promised))
         gain = 1.0 - then / slowest if slowest else 0.0
         self.tally.gain_predicted = gain
         if gain < self.settings.min_gain:
