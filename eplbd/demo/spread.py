@@ -27,7 +27,16 @@ from eplbd.core.messages import Dispatch
 from eplbd.demo import reports as r
 from eplbd.demo.settings import EXPERTS_PER_RANK, Options, plan_of
 from eplbd.demo.twin import Groups
-from eplbd.demo.worker import BLOCK_STEPS, MEETING, Block, Rank, agreed_to_stop, load, take_step
+from eplbd.demo.worker import (
+    BLOCK_STEPS,
+    MEETING,
+    Block,
+    Rank,
+    agreed_to_stop,
+    grouped,
+    load,
+    take_step,
+)
 
 STORE_PORTS_ON = 1
 """The group's store is served beside torchrun's own, at the port behind it."""
@@ -41,14 +50,8 @@ def met(rank: int, ranks: int) -> Iterator[tuple[Groups, TCPStore]]:
     """Meet the other ranks where torchrun says that the first one is."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + STORE_PORTS_ON
     store = TCPStore(host, port, ranks, rank == 0, MEETING, wait_for_workers=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=MEETING)
-    try:
-        live, twin = (dist.new_group(backend="gloo") for _ in range(2))
-        if not isinstance(live, dist.ProcessGroup) or not isinstance(twin, dist.ProcessGroup):
-            raise TypeError("a rank of the world is a member of its groups")
-        yield Groups(live, twin), store
-    finally:
-        dist.destroy_process_group()
+    with grouped(store, rank, ranks) as groups:
+        yield groups, store
 
 
 def serve(rank: Rank, seconds: float) -> tuple[int, int]:

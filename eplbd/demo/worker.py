@@ -164,12 +164,19 @@ def joined(orders: Orders, reporter: Reporter) -> Iterator[tuple[Groups, TCPStor
         orders.meet()
     else:
         store = TCPStore(here, orders.meet(), ranks, is_master=False, timeout=MEETING)
+    with grouped(store, rank, ranks) as groups:
+        yield groups, store
+
+
+@contextmanager
+def grouped(store: TCPStore, rank: int, ranks: int) -> Iterator[Groups]:
+    """Be a member of the world that meets in `store`, and of the groups in it."""
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=MEETING)
     try:
         live, twin = (dist.new_group(backend="gloo") for _ in range(2))
         if not isinstance(live, dist.ProcessGroup) or not isinstance(twin, dist.ProcessGroup):
             raise TypeError("a rank of the world is a member of its groups")
-        yield Groups(live, twin), store
+        yield Groups(live, twin)
     finally:
         dist.destroy_process_group()
 
