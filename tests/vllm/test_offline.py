@@ -42,6 +42,7 @@ def test_tokens_stay_while_experts_move(
     story = f"{report['log'][-3000:]}\n{process.story()[-3000:]}"
     assert "eplbd balances" not in expected["log"], "the reference is vLLM alone"
     assert report["attached"], story
+    assert report["rival"] is False, "vLLM's own balancer acts beside eplbd"
     assert report["commits"] >= EPOCHS, story
     assert sum(line["outcome"] == "settled" for line in ended) >= EPOCHS, story
     assert "placement frozen" not in process.events(), story

@@ -38,7 +38,7 @@ class Way:
 EAGER = ("--enforce-eager",)
 DP2 = ("--data-parallel-size", "2", *EP2[2:])
 WAYS = [
-    pytest.param(Way((*EP2, *EAGER), idle_s=3.0), id="tp2", marks=pytest.mark.nightly),
+    pytest.param(Way((*EP2, *EAGER), idle_s=1.0), id="tp2"),
     pytest.param(Way(EP2), id="tp2-compiled", marks=pytest.mark.nightly),
     pytest.param(Way((*EP2, *EAGER), "deepseek"), id="tp2-deepseek", marks=pytest.mark.nightly),
     pytest.param(Way((*DP2, *EAGER)), id="dp2", marks=pytest.mark.nightly),

@@ -169,6 +169,10 @@ class Runner(Protocol):
         """Return the loaded model."""
         ...
 
+    def eplb_step(self) -> None:
+        """Tell the engine's own balancer that a forward is over."""
+        ...
+
 
 class Worker(Protocol):
     """`WorkerBase`."""

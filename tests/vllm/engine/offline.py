@@ -18,7 +18,7 @@ from typing import cast
 
 from vllm import LLM, SamplingParams
 
-from eplbd_vllm.demo.torch_offline import offline_engine, wrapper_of
+from eplbd_vllm.demo.torch_offline import THEIR_INTERVAL, offline_engine, wrapper_of
 from eplbd_vllm.hooks import guest_of
 from eplbd_vllm.torch_guest import Guest
 from eplbd_vllm.upstream import ModelState, Worker
@@ -55,7 +55,7 @@ class Report:
 
     opening: `[layers, slots]`, before the first request. tokens: of the first round. differing:
     rounds whose tokens were not those of the first. woken: tokens after a sleep. reloaded: tokens
-    after the weights were loaded anew.
+    after the weights were loaded anew. rival: whether the engine's own balancer moves anything.
     """
 
     opening: list[list[int]] = field(default_factory=list)
@@ -65,6 +65,7 @@ class Report:
     attached: bool = False
     commits: int = 0
     forwards: int = 0
+    rival: bool | None = None
     start_s: float = 0.0
     seconds: float = 0.0
     broken_differs: bool | None = None
@@ -101,6 +102,17 @@ def maps_of(worker: Worker) -> ModelState:
     state = worker.model_runner.eplb_state
     assert state is not None
     return next(iter(state.model_states.values()))
+
+
+def rival(worker: Worker) -> bool:
+    """Let vLLM's own balancer count steps until it would have acted twice; none of them forwards.
+
+    So whatever changes meanwhile is its doing.
+    """
+    before = maps_of(worker).physical_to_logical_map.clone()
+    for _ in range(2 * THEIR_INTERVAL):
+        worker.model_runner.eplb_step()
+    return not bool((maps_of(worker).physical_to_logical_map == before).all())
 
 
 def break_map(worker: Worker) -> None:
@@ -142,6 +154,7 @@ def drive(spec: Spec) -> Report:
     report.seconds = time.monotonic() - began
     if guest is not None:
         report.commits, report.forwards = guest.commits, guest.forwards
+        report.rival = rival(wrapper.worker)
     if spec.again:
         report.woken = after(llm, "sleep", "wake_up")
     if spec.broken:

@@ -138,6 +138,12 @@ class Engine:
         """The end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
 
+    def stop(self) -> None:
+        """As a service manager does, and wait until nothing of it lives."""
+        self.popen.terminate()
+        self.wait_for(lambda: not self.processes(), "the engine's processes end")
+        self.popen.wait()
+
     def kill(self) -> None:
         """End whatever lives."""
         for pid in (self.popen.pid, *self.processes()):
@@ -189,8 +195,12 @@ class Server(Engine):
         except OSError:
             return False
 
+    def connection(self) -> HTTPConnection:
+        """Return a new one, not connected yet."""
+        return HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
     def _ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = self.connection()
         with contextlib.closing(connection):
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Content-Type": "application/json"})
@@ -215,7 +225,7 @@ class Server(Engine):
 
     def hang_up(self, prompt: Sequence[int]) -> None:
         """Ask for a long stream and leave after its first bytes."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = self.connection()
         with contextlib.closing(connection), contextlib.suppress(HTTPException):
             content = json.dumps(self._question(prompt, 400) | {"stream": True})
             connection.request(
@@ -232,26 +242,25 @@ class Server(Engine):
             "ignore_eos": True,
         }
 
-    def stop(self) -> None:
-        """As a service manager does, and wait until nothing of it lives."""
-        self.popen.terminate()
-        self.wait_for(lambda: not self.processes(), "the engine's processes end")
-        self.popen.wait()
+
+def serve_command(bin_: Path, model: Path, *options: str) -> list[str | Path]:
+    """`vllm serve` as a small engine on `model`, which goes by its folder's name.
+
+    bin_: of the environment that has vLLM. options: beyond those of a small engine.
+    """
+    command: list[str | Path] = [bin_ / "vllm", "serve", model, "--served-model-name", model.name]
+    command += ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"]
+    return [*command, "--no-enable-prefix-caching", "--seed", "0", *options]
 
 
 @contextmanager
 def serving(
     bin_: Path, folder: Path, endpoint: str, model: Path, *options: str
 ) -> Iterator[Server]:
-    """Start `vllm serve` on `model`, which goes by its folder's name; its log lies in `folder`.
-
-    bin_: of the environment that has vLLM. options: beyond those of a small engine.
-    """
+    """Run `serve_command` here, as long as the block; its log lies in `folder`."""
     port, before = free_port(), segments()
-    command: list[str | Path] = [bin_ / "vllm", "serve", model, "--served-model-name", model.name]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
-    command += ["--max-model-len", "512", "--max-num-seqs", "16"]
-    command += ["--no-enable-prefix-caching", "--seed", "0", *options]
+    here = ("--port", str(port), "--host", "127.0.0.1")
+    command = serve_command(bin_, model, *here, *options)
     log = folder / f"serve{port}.log"
     with started(command, log, environment(endpoint)) as engine:
         yield Server(engine, port, model.name, before)

@@ -14,6 +14,9 @@ from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicat
 
 from eplbd_vllm.hooks import Wrapper
 
+THEIR_INTERVAL = 16
+"""Steps after which vLLM's own balancer acts, unless it was switched off."""
+
 
 def offline_engine(
     model: str | Path,
@@ -37,7 +40,14 @@ def offline_engine(
             "enable_expert_parallel": experts,
         }
     if redundant is not None:
-        options |= {"enable_eplb": True, "eplb_config": {"num_redundant_experts": redundant}}
+        options |= {
+            "enable_eplb": True,
+            "eplb_config": {
+                "num_redundant_experts": redundant,
+                "window_size": THEIR_INTERVAL,
+                "step_interval": THEIR_INTERVAL,
+            },
+        }
     return LLM(
         model=str(model),
         dtype="float32",
