@@ -40,7 +40,8 @@ def test_tokens_stay_while_experts_move(
         )
         ended = [line for line in process.lines if line["event"] == "epoch ended"]
     story = f"{report['log'][-3000:]}\n{process.story()[-3000:]}"
-    assert "eplbd balances" not in expected["log"], "the reference is vLLM alone"
+    assert "eplbd balances" not in expected["log"], "the reference is vLLM alone, switched off"
+    assert "eplbd: " not in expected["log"], "and nothing is said of it"
     assert report["attached"], story
     assert report["rival"] is False, "vLLM's own balancer acts beside eplbd"
     assert report["commits"] >= EPOCHS, story
