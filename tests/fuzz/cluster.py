@@ -19,7 +19,7 @@ from eplbd.errors import RemoteProtocolError
 from eplbd.wire.bundle import DOWN, UP
 from eplbd.wire.messages import AGENT
 from tests.fuzz import lives as begin
-from tests.fuzz.dialogue import FRAMES_MAX, Said, read
+from tests.fuzz.dialogue import FRAMES_MAX, Said
 from tests.fuzz.session import HONEST_EVERY, SETTINGS, Doorway, serve_after, turned
 from tests.sim.nodes import Nodes
 
@@ -83,11 +83,7 @@ class Room:
 
 def take(data: bytes) -> int:
     """One dialogue; how many frames that took."""
-    dialogue, frames = read(data), 0
-    room = begin.begun(dialogue, moments, Room)
-    for said in dialogue:
-        frames += max(1, len(said.frames))
-        room.hear(said)
+    room, frames = begin.held(data, moments, Room)
     room.check_bounds()
     if zlib.crc32(data) % HONEST_EVERY == 0:
         serve_after(room.leader.node)

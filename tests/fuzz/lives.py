@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from tests.fuzz.dialogue import MOUTHS, Said, write
+from tests.fuzz.dialogue import MOUTHS, Said, read, write
 
 NEXT = 12
 """Messages of an input to begin with."""
@@ -47,6 +47,15 @@ def begun(dialogue: Sequence[Said], at: Callable[[], Sequence[L]], new: Callable
     if dialogue and not dialogue[0].frames:
         return copy.deepcopy(at()[dialogue[0].mouth])
     return new()
+
+
+def held(data: bytes, at: Callable[[], Sequence[L]], new: Callable[[], L]) -> tuple[L, int]:
+    """The listener that has heard the dialogue of an input, and how many frames that took."""
+    dialogue = read(data)
+    listener = begun(dialogue, at, new)
+    for said in dialogue:
+        listener.hear(said)
+    return listener, sum(max(1, len(said.frames)) for said in dialogue)
 
 
 def phrases(lives: Sequence[Life]) -> list[Said]:

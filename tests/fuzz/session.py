@@ -37,7 +37,7 @@ from eplbd.wire import stream
 from eplbd.wire.bundle import DOWN, UP
 from eplbd.wire.messages import AGENT, LEADER
 from tests.fuzz import lives as begin
-from tests.fuzz.dialogue import Said, read
+from tests.fuzz.dialogue import Said
 from tests.sim.world import QUICK, World
 
 if TYPE_CHECKING:
@@ -159,11 +159,7 @@ class Honest(World):
 
 def take(data: bytes) -> int:
     """One dialogue; how many frames that took."""
-    dialogue, frames = read(data), 0
-    doorway = begin.begun(dialogue, moments, Doorway)
-    for said in dialogue:
-        frames += max(1, len(said.frames))
-        doorway.hear(said)
+    doorway, frames = begin.held(data, moments, Doorway)
     doorway.check_bounds()
     if zlib.crc32(data) % HONEST_EVERY == 0:
         serve_after(doorway.node)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -18,10 +18,13 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from eplbd.errors import ConfigError
 from eplbd.runtime.door import ATTEMPTS, OTHERS, PLAIN, SHUT, UNKNOWN, Door, open_door
+from eplbd.runtime.keys import KeyPair
 from eplbd.runtime.link import Sent
 from eplbd.runtime.uplink import CLOSED
 from tests.runtime.nodes import (
     MIB,
+    Dialled,
+    Opened,
     dialled,
     free_endpoint,
     knocking,
@@ -35,14 +38,21 @@ from tests.runtime.nodes import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_frames_go_both_ways_under_the_key_that_was_proved() -> None:
-    one, two = new_pair(), new_pair()
+@asynccontextmanager
+async def linked(one: KeyPair, two: KeyPair) -> AsyncIterator[tuple[Opened, Dialled, Dialled]]:
+    """A door, and the uplinks of the two that it trusts."""
     async with (
         opened(trusting(one, two)) as leader,
         dialled(leader.address, one) as first,
         dialled(leader.address, two) as second,
     ):
         await until(lambda: first.link.linked and second.link.linked, "both are linked")
+        yield leader, first, second
+
+
+async def test_frames_go_both_ways_under_the_key_that_was_proved() -> None:
+    one, two = new_pair(), new_pair()
+    async with linked(one, two) as (leader, first, second):
         assert first.link.send([b"from one", b"", b"\0\1"]) is Sent.QUEUED
         assert second.link.send([b"from two"]) is Sent.QUEUED
         await until(lambda: len(leader.letters) == 2, "both were heard")
@@ -73,12 +83,7 @@ async def test_an_unknown_key_is_refused_and_taken_once_it_is_known() -> None:
 
 async def test_a_withdrawn_key_is_cut_off_at_once_and_nobody_else_for_long() -> None:
     gone, stays = new_pair(), new_pair()
-    async with (
-        opened(trusting(gone, stays)) as leader,
-        dialled(leader.address, gone) as first,
-        dialled(leader.address, stays) as second,
-    ):
-        await until(lambda: first.link.linked and second.link.linked, "both are linked")
+    async with linked(gone, stays) as (leader, first, second):
         first.link.send([b"before"])
         await until(lambda: leader.heard(gone.public), "it was heard")
         leader.door.admit(trusting(stays))

@@ -32,6 +32,14 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
         yield lambda nodes: stack.enter_context(rack_of(tmp_path, nodes))
 
 
+def settled(rack: Rack, epochs: int = 1) -> Rack:
+    """Start the daemons and a life of the group, and let so many epochs settle."""
+    rack.start()
+    rack.attach()
+    rack.settle(epochs)
+    return rack
+
+
 def lines(node: Node, event: str) -> list[dict[str, object]]:
     return [line for line in node.served.lines if line["event"] == event]
 
@@ -40,10 +48,7 @@ def lines(node: Node, event: str) -> list[dict[str, object]]:
 
 
 def test_one_group_over_three_nodes_is_balanced(rent: Rent) -> None:
-    rack = rent(3)
-    rack.start()
-    rack.attach()
-    rack.settle(2)
+    rack = settled(rent(3), epochs=2)
     leader, *relays = rack.nodes
     gathered = leader.served.line("group gathered")
     assert (gathered["ranks"], gathered["nodes"]) == (6, 3)
@@ -69,10 +74,7 @@ def test_a_leader_by_configuration_needs_no_store(rent: Rent) -> None:
 
 
 def test_who_is_killed_comes_back_and_costs_freshness_alone(rent: Rent) -> None:
-    rack = rent(2)
-    rack.start()
-    rack.attach()
-    rack.settle()
+    rack = settled(rent(2))
     leader, relay = rack.nodes
     for term, killed in ((1, relay), (2, leader)):
         digest = rack.workers[0].agent.placement.digest
@@ -88,10 +90,7 @@ def test_who_is_killed_comes_back_and_costs_freshness_alone(rent: Rent) -> None:
 
 def test_a_leader_may_come_back_with_another_key(rent: Rent) -> None:
     """Rank 0 tells the others through the store; the relay has to know the new key beforehand."""
-    rack = rent(2)
-    rack.start()
-    rack.attach()
-    rack.settle()
+    rack = settled(rent(2))
     leader, relay = rack.nodes
     leader.stop()
     (leader.folder / "keys").rename(leader.folder / "old-keys")
@@ -127,10 +126,7 @@ def test_an_unknown_node_is_refused_until_its_key_is_there(rent: Rent, tmp_path:
 
 def test_a_key_that_is_withdrawn_is_cut_off_in_mid_life(rent: Rent) -> None:
     """Whatever else is wrong with the configuration that is read again."""
-    rack = rent(2)
-    rack.start()
-    rack.attach()
-    rack.settle()
+    rack = settled(rent(2))
     leader, gone = rack.nodes
     leader.doubt(gone)
     leader.configure(balance__nothing=1)
@@ -167,9 +163,7 @@ def test_a_trusted_node_that_speaks_nonsense_disturbs_nobody(rent: Rent, tmp_pat
     leader, _ = rack.nodes
     third = Node(tmp_path, "third")
     leader.believe(third)
-    rack.start()
-    rack.attach()
-    rack.settle()
+    settled(rack)
     pair = read_pair(third.folder / "keys/node.key_secret")
     old = msgspec.msgpack.encode({"wire": 0})
     with knocking(Address(leader.endpoint, leader.key), pair) as knocker:
@@ -188,10 +182,7 @@ def test_a_trusted_node_that_speaks_nonsense_disturbs_nobody(rent: Rent, tmp_pat
 
 
 def test_a_stop_is_clean(rent: Rent) -> None:
-    rack = rent(2)
-    rack.start()
-    rack.attach()
-    rack.settle()
+    rack = settled(rent(2))
     for node in reversed(rack.nodes):
         node.served.popen.send_signal(signal.SIGTERM)
         rack.drive(lambda: node.served.popen.poll() is not None, "it ended")  # noqa: B023 - at once
