@@ -43,8 +43,8 @@ class Part:
 
     ranks: `[r]`. heat: `[r, steps, n]` integers, to add at `where`, `[r, n]` flat indices into
     layers x experts, which may repeat; or to all of them, in order, where that is None. load:
-    int64, `[r, steps, layers]` that the rank processed or `[r, steps, ranks, layers]` that it sent
-    to each. routed, tokens: `[r, steps]` int64. dummy: `[r, steps]` bool.
+    integers, `[r, steps, layers]` that the rank processed or `[r, steps, ranks, layers]` that it
+    sent to each. routed, tokens: `[r, steps]` int64. dummy: `[r, steps]` bool.
     """
 
     ranks: NDArray[np.int32]
@@ -53,7 +53,7 @@ class Part:
     phase: int
     heat: NDArray[np.integer]
     where: NDArray[np.intp] | None
-    load: NDArray[np.int64]
+    load: NDArray[np.integer]
     routed: NDArray[np.int64]
     tokens: NDArray[np.int64]
     dummy: NDArray[np.bool_]
@@ -163,6 +163,8 @@ class Assembly:
     def _check_load(self, part: Part, rows: NDArray[np.intp], fresh: NDArray[np.bool_]) -> None:
         """Refuse counts that bring a layer over what its sums can hold; fresh: `[steps, r]`."""
         load = part.load if part.load.ndim == 3 else part.load.sum(axis=2)
+        if (self._total[rows] + load.sum(axis=0, dtype=np.int64)).max() <= INT32_MAX:
+            return  # however many of the steps are fresh
         told = self._total[rows] + np.cumsum(load * fresh.T[:, :, None], axis=0)
         if told.max() <= INT32_MAX:
             return
@@ -185,10 +187,10 @@ class Assembly:
     def _add_load(self, part: Part, rows: NDArray[np.intp]) -> None:
         load = part.load
         if load.ndim == 3:
-            self._total[rows] += load.sum(axis=0)
+            self._total[rows] += load.sum(axis=0, dtype=np.int64)
             self._load[rows[:, None], part.ranks] = load.swapaxes(0, 1)
         else:
-            load = load.sum(axis=0)
+            load = load.sum(axis=0, dtype=np.int64)
             self._total[rows] += load.sum(axis=1)
             self._load[rows] += load.astype(np.int32)
 
@@ -196,10 +198,12 @@ class Assembly:
         if part.where is None:
             self._heat[rows] += part.heat.sum(axis=0, dtype=np.int32)
             return
-        starts = (rows * self._heat.shape[1])[:, None]
-        index = (starts + part.where[:, None]).reshape(-1)
-        # Flat, and of one dtype: else `add.at` takes ten times as long.
-        np.add.at(self._heat.reshape(-1), index, part.heat.astype(np.int32).reshape(-1))
+        # Step by step, flat and of one dtype: an index of all steps at once would take twice the
+        # memory of the counts, two dtypes ten times as long.
+        where = part.where.reshape(-1)
+        by_step = part.heat.swapaxes(0, 1).astype(np.int32).reshape(len(rows), where.size)
+        for row, heat in zip(rows.tolist(), by_step, strict=True):
+            np.add.at(self._heat[row], where, heat)
 
     def _mark(self, part: Part, rows: NDArray[np.intp]) -> None:
         busy = ~part.dummy.all(axis=0)

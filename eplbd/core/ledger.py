@@ -18,7 +18,15 @@ from eplbd.core.cluster import NodeHeat
 from eplbd.core.heat import PHASES, Heat
 from eplbd.core.messages import Counts, Dispatch, HeatReport
 from eplbd.core.placement import Placement, validate
-from eplbd.core.report import LAG_STEPS, PHASE_BITS, check, of_rank, refusal
+from eplbd.core.report import (
+    INT32_MAX,
+    LAG_STEPS,
+    PHASE_BITS,
+    check,
+    greatest,
+    of_rank,
+    refusal,
+)
 from eplbd.core.topology import Topology
 from eplbd.errors import LocalProtocolError
 
@@ -274,12 +282,16 @@ class Ledger:
         if self._replicated:
             tokens[report.ranks != 0] = 0
         heat: NDArray[np.integer]
+        load: NDArray[np.integer]
         if self._sent:
             heat, load = self._translate_sent(report, translation)
             where = None
         else:
-            heat = counts.reshape(*counts.shape[:2], -1)
-            load = np.einsum("rslc->rsl", counts.astype(np.int64))
+            # Both from one copy, no wider than a rank's sums need.
+            fits = self._columns * greatest(counts.dtype) <= INT32_MAX
+            wide: NDArray[np.integer] = counts.astype(np.int32 if fits else np.int64)
+            heat = wide.reshape(*wide.shape[:2], -1)
+            load = np.einsum("rslc->rsl", wide)
             where = translation.where[report.ranks]
         return Part(
             ranks=report.ranks,
