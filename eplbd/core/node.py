@@ -45,6 +45,7 @@ from eplbd.core.events import (
     Tick,
     Unreachable,
 )
+from eplbd.core.intake import Intake
 from eplbd.core.obedience import obey, orders_of
 from eplbd.core.questions import Questions
 from eplbd.core.relays import Relays
@@ -81,6 +82,7 @@ class Node:
         """By group; those of "" hold for every group."""
         self.questions = Questions(settings)
         self.relays = Relays(settings, cluster)
+        self.intake = Intake()
         self.downlinks = Downlinks()
         self.alarms = Alarms()
         self.counts: Counter[str] = Counter()
@@ -142,6 +144,9 @@ class Node:
             self.out.append(Send(peer, m.Greet()))
             return
         name, rank = member
+        if isinstance(message, m.HeatReport) and not self._takes(name, message):
+            self._complain(peer, "heat dropped", "more than session.max_heat_bytes_per_s")
+            return
         try:
             if name in self.relays.groups:
                 self.relays.groups[name].heard(rank, seq, message)
@@ -151,6 +156,10 @@ class Node:
             self._reject(peer, str(error))
         if name in self.balancers:
             self._drain(self.balancers[name])
+
+    def _takes(self, name: str, report: m.HeatReport) -> bool:
+        most = self.settings.session.max_heat_bytes_per_s
+        return self.intake.takes(name, report.counts.nbytes, most, self.now)
 
     def _heard(self, balancer: Balancer, rank: int, seq: int, message: m.FromAgent) -> None:
         session = balancer.group.sessions[rank]
@@ -305,7 +314,7 @@ class Node:
         if now < self.now:
             raise LocalProtocolError(f"time went back from {self.now} to {now}")
         self.now = now
-        for balancer in self.balancers.values():
+        for balancer in self.questions.in_turn(self.balancers.values()):
             balancer.tick(now, self.balancers.values())
             self.questions.watch(balancer)
             if not self.stopping:
@@ -364,6 +373,7 @@ class Node:
             unknown=self.counts["unknown"],
             garbled=self.counts["garbled"],
             rejected=self.counts["rejected"],
+            excess=self.intake.refused,
             gaps=sum(s.gaps for s in sessions),
             repeats=sum(s.repeats for s in sessions),
             not_stored=self.counts["not stored"],

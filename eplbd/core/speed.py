@@ -11,7 +11,7 @@ times on all of them, and nothing is ever found.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -49,7 +49,8 @@ class Speeds:
     """Those of one group. Pure: time enters as measured durations."""
 
     def __init__(self, ranks: int) -> None:
-        self._times: list[deque[float]] = [deque(maxlen=_FIGURES) for _ in range(ranks)]
+        # Made as ranks speak: a `Hello` may name 65,536 of them.
+        self._times: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_FIGURES))
         self._found = [1.0] * ranks
 
     def observe(self, rank: int, forward_s: float) -> None:
@@ -60,17 +61,18 @@ class Speeds:
     def learn(self, loads: NDArray[np.generic]) -> None:
         """Compare the ranks. loads: `[ranks]`, tokens in the same time."""
         total = np.asarray(loads, dtype=np.float64) / self._found
-        if min(len(times) for times in self._times) < _NEEDED or not total.any():
+        times = [self._times[rank] for rank in range(len(self._found))]
+        if min(map(len, times)) < _NEEDED or not total.any():
             return
-        middle = [median(times) for times in self._times]
+        middle = [median(own) for own in times]
         usual = median(middle)
         for rank, apart in enumerate(np.abs(total / total.mean() - 1.0).tolist()):
             ratio = usual / middle[rank]
             if apart <= _LEVEL and abs(ratio - 1.0) >= _NOTICED:
                 speed = round(self._found[rank] * ratio / _GRAIN) * _GRAIN
                 self._found[rank] = min(max(speed, _SLOWEST), _FASTEST)
-        for times in self._times:
-            times.clear()  # they are of another speed, and soon of another load
+        for own in times:
+            own.clear()  # they are of another speed, and soon of another load
 
     def now(self, declared: Mapping[int, float], *, measured: bool) -> tuple[float, ...]:
         """The speed of every rank; what is declared goes over what was measured."""

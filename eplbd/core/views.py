@@ -169,6 +169,8 @@ class Statistics:
     unknown: int
     garbled: int
     rejected: int
+    excess: int
+    """Reports of heat beyond their group's share."""
     gaps: int
     repeats: int
     not_stored: int

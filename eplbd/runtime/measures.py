@@ -97,7 +97,8 @@ MEASURES: tuple[Measure, ...] = (
         "eplbd_messages_refused_total",
         ("reason",),
         "Messages of workers that were not taken: of peers without a session (unknown), "
-        "undecodable (garbled), or contradicting what is known (rejected).",
+        "undecodable (garbled), contradicting what is known (rejected), or heat beyond the share "
+        "of its group (excess).",
         r.named(r.refused),
     ),
     _daemon(

@@ -195,7 +195,12 @@ def alarms(seen: Seen) -> Iterator[Sample]:
 def refused(seen: Seen) -> dict[str, float]:
     """Messages that were not taken, by reason."""
     node = seen.statistics.node
-    return {"unknown": node.unknown, "garbled": node.garbled, "rejected": node.rejected}
+    return {
+        "unknown": node.unknown,
+        "garbled": node.garbled,
+        "rejected": node.rejected,
+        "excess": node.excess,
+    }
 
 
 def dropped(seen: Seen) -> dict[str, float]:

@@ -27,6 +27,9 @@ GROWTH_BYTES = 1536 * MIB
 """A fifth of what the service unit grants (MemoryMax); the floods could send that in seconds."""
 BOOKS_BYTES = 512 * MIB
 """Of these; the default is more, and how much of it is used is the books' own test."""
+INTERVAL_S = 1.0
+"""Between two looks at the heat of a group. The laboratory's tenth of a second is for one group; a
+flood brings sixteen, each of which is looked at as often as it is."""
 SILENCE_S = 3.0
 """As by default: the laboratory's own is shorter than a burst of large messages takes to read on a
 machine that is busy with the flood itself."""
@@ -88,6 +91,8 @@ def flooded(kind: str, lab: Lab) -> Iterator[Flood]:
         pytest.param("strangers", marks=nightly),
         pytest.param("vast", marks=nightly),
         pytest.param("connections", marks=nightly),
+        pytest.param("heat", marks=nightly),
+        pytest.param("huge", marks=nightly),
     ],
 )
 def test_in_a_flood_epochs_settle(lab: Lab, kind: str) -> None:

@@ -18,7 +18,16 @@ import zmq
 from blockbuster import blockbuster_ctx
 
 from eplbd.errors import ConfigError
-from eplbd.runtime.link import BATCH, BATCH_BYTES, HIGH_WATER, Link, Sent, open_link
+from eplbd.runtime.link import (
+    BATCH,
+    BATCH_BYTES,
+    HIGH_WATER,
+    LARGE_BYTES,
+    Link,
+    Packet,
+    Sent,
+    open_link,
+)
 from tests.runtime.conftest import PATIENCE_S, Connect
 
 pytestmark = pytest.mark.anyio
@@ -32,8 +41,8 @@ def _open(endpoint: str) -> ExitStack:
     return stack
 
 
-async def _received(link: Link, count: int) -> list[tuple[bytes, list[bytes]]]:
-    packets: list[tuple[bytes, list[bytes]]] = []
+async def _received(link: Link, count: int) -> list[Packet]:
+    packets: list[Packet] = []
     with anyio.fail_after(PATIENCE_S):
         while len(packets) < count:
             packets += await link.receive()
@@ -69,7 +78,7 @@ async def test_what_has_arrived_comes_in_one_batch(endpoint: str, connect: Conne
             if not index:
                 assert await _received(link, 1)
         sizes: list[int] = []
-        seen: list[bytes] = [b"0"]
+        seen: list[bytes | memoryview] = [b"0"]
         with anyio.fail_after(PATIENCE_S):
             while len(seen) < 2 * BATCH:
                 batch = await link.receive()
@@ -96,12 +105,22 @@ async def test_a_batch_of_large_messages_is_short(endpoint: str, connect: Connec
         assert max(sizes) == most
 
 
+async def test_a_large_frame_is_not_copied(endpoint: str, connect: Connect) -> None:
+    """Taking it must be cheaper than writing it, or a flood of such fills the memory."""
+    heat = bytes(LARGE_BYTES) + b"\1"
+    with open_link(endpoint, mode=0o660, max_message_bytes=MIB) as link:
+        connect(b"r0").send_multipart([b"small", heat])
+        ((_, frames),) = await _received(link, 1)
+    assert [type(frame) for frame in frames] == [bytes, memoryview]
+    assert frames == [b"small", heat], "and is whole after the link is closed"
+
+
 async def test_cancelling_a_receive_loses_nothing(endpoint: str, connect: Connect) -> None:
     """The loop of the daemon cancels one wherever a tick falls due."""
     total = 500
     with open_link(endpoint, mode=0o660, max_message_bytes=MIB) as link:
         worker = connect(b"r0")
-        seen: list[bytes] = []
+        seen: list[bytes | memoryview] = []
 
         def speak() -> None:
             for index in range(total):
