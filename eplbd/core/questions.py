@@ -61,7 +61,7 @@ class Questions:
     # --- questions ------------------------------------------------------------------------------
 
     def in_turn(self, balancers: Iterable[Balancer]) -> list[Balancer]:
-        """Whoever has waited longest for a look at its heat first: one question is open at a time."""
+        """Who waits longest for a look at its heat comes first: one question is open at a time."""
         return sorted(balancers, key=lambda b: b.cycle.considered_at if b.cycle else 0.0)
 
     def ask(self, balancer: Balancer) -> None:

@@ -98,7 +98,11 @@ def flooded(kind: str, lab: Lab) -> Iterator[Flood]:
 def test_in_a_flood_epochs_settle(lab: Lab, kind: str) -> None:
     with lab.scenario(f"a flood of {kind}"):
         lab.daemon.kill()
-        lab.configure(session__max_books_bytes=BOOKS_BYTES, session__silence_s=SILENCE_S)
+        lab.configure(
+            session__max_books_bytes=BOOKS_BYTES,
+            session__silence_s=SILENCE_S,
+            balance__interval_s=INTERVAL_S,
+        )
         lab.settles_further()
         with flooded(kind, lab) as flood:
             sent = flood.look()
