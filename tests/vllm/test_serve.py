@@ -109,6 +109,7 @@ def test_an_engine_stopped_amid_an_epoch_leaves_nothing(lab: Lab) -> None:
         lab.epoch()
         clients.leaving = True
         lab.server.stop()
+    assert lab.server.popen.returncode == 0, lab.server.story()
     assert lab.server.processes() == []
     new = segments() - lab.server.before
     left = {name for name in new if OF_WORKERS not in name and not mapped(name)}
