@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.core.test_protocol import inject
 from tests.seeds import sweep
 from tests.sim.nodes import Nodes
-from tests.sim.schedule import FAULT_BUDGET, look_for_faults
+from tests.sim.schedule import look_for_faults, survive
 from tests.sim.world import PATIENT, Shape
 
 HARMS = (
@@ -62,13 +62,7 @@ def made(seed: int) -> Nodes:
 @pytest.mark.parametrize("seed", sweep(240))
 def test_group_on_several_nodes_survives_faults(seed: int) -> None:
     """Any schedule of up to six faults: maps agree at all times, and then balancing resumes."""
-    chance = random.Random(seed)
-    world = made(seed)
-    world.run(chance.randrange(200, 1500))
-    for _ in range(FAULT_BUDGET):
-        harm(world, chance)
-        world.run(chance.randrange(1, 400))
-    world.settle()
+    survive(made(seed), harm, random.Random(seed), before=(200, 1500), between=400)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -14,7 +14,7 @@ from eplbd.core import messages as m
 from eplbd.core.events import EpochEnded
 from eplbd.core.placement import Placement
 from tests.seeds import sweep
-from tests.sim.schedule import FAULT_BUDGET, look_for_faults
+from tests.sim.schedule import look_for_faults, survive
 from tests.sim.world import PATIENT, Shape, World
 
 HARMS = (
@@ -70,13 +70,8 @@ def inject(world: World, chance: random.Random) -> str:
 @pytest.mark.parametrize("seed", sweep(240))
 def test_group_survives_faults(seed: int) -> None:
     """Any schedule of up to six faults: maps agree at all times, and then balancing resumes."""
-    chance = random.Random(seed)
     world = World(shape=SHAPES[seed % len(SHAPES)], seed=seed)
-    world.run(chance.randrange(50, 500))
-    for _ in range(FAULT_BUDGET):
-        inject(world, chance)
-        world.run(chance.randrange(1, 200))
-    world.settle()
+    survive(world, inject, random.Random(seed), before=(50, 500), between=200)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -99,13 +94,8 @@ def test_without_faults_nothing_aborts(seed: int) -> None:
 @pytest.mark.parametrize("seed", sweep(60))
 def test_shares_survive_faults(seed: int) -> None:
     """Also where epochs bring shares, with transfers and without, and leaders learn them back."""
-    chance = random.Random(seed)
     world = World(shape=SHAPES[seed % len(SHAPES)], seed=seed, weighted=True)
-    world.run(chance.randrange(50, 500))
-    for _ in range(FAULT_BUDGET):
-        inject(world, chance)
-        world.run(chance.randrange(1, 200))
-    world.settle()
+    survive(world, inject, random.Random(seed), before=(50, 500), between=200)
 
 
 def test_shares_alone_settle_without_a_transfer() -> None:

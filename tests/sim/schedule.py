@@ -1,4 +1,4 @@
-"""Schedules of faults, chosen by hypothesis, so that what fails is shrunk to what matters.
+"""Schedules of faults: by a seed, or by hypothesis, which shrinks what fails to what matters.
 
 Owns what may happen and how often. Must not know what a harm is.
 """
@@ -25,6 +25,25 @@ W = TypeVar("W", bound=World)
 
 FAULT_BUDGET = 6
 """Faults of one schedule: where they are as likely as progress, none strikes where it matters."""
+
+
+def survive(
+    world: W,
+    harm: Callable[[W, random.Random], object],
+    chance: random.Random,
+    before: tuple[int, int],
+    between: int,
+) -> None:
+    """Let a world go on, harm it, and so on; then it must settle.
+
+    before: of steps ahead of the first harm, the fewest and one more than the most. between: one
+    more than the most that follow each.
+    """
+    world.run(chance.randrange(*before))
+    for _ in range(FAULT_BUDGET):
+        harm(world, chance)
+        world.run(chance.randrange(1, between))
+    world.settle()
 
 
 def look_for_faults(
