@@ -6,6 +6,7 @@ shadow that fails or does not keep its promises. Must not know peers nor the dae
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from eplbd.core.settings import Settings
 
 SUSPENDED = "policy suspended, hold takes over"
+
+LOOK_S = 0.1
+"""Between looks at the heat of two groups: one at a window of a large model takes 20 ms, and there
+may be as many groups as somebody says hello for. All of them have their turn within an interval."""
 
 
 class Questions:
@@ -39,6 +44,8 @@ class Questions:
         """What came of questions, by policy and outcome: ok, or that of `PolicyFailed`."""
         self.out: list[Effect] = []
         self._request = 0
+        self._looked: tuple[str, float] = ("", -math.inf)
+        """Whose heat was looked at last, and when; seconds."""
 
     def drain(self) -> list[Effect]:
         """Return and forget what is to be done."""
@@ -67,14 +74,20 @@ class Questions:
     def ask(self, balancer: Balancer) -> None:
         """Let a group ask whatever it wants to know."""
         policy = self.settings.policy.name
-        free = not self.breaker.suspended and not self.asked
+        free = not self.breaker.suspended and not self.asked and self._may_look(balancer)
         if free and balancer.wants_policy(policy, self._request + 1):
             self._request += 1
             self.asked[self._request] = balancer.group.name
+        if free and balancer.cycle and balancer.cycle.considered_at == balancer.now:
+            self._looked = (balancer.group.name, balancer.now)
         shadow = beside.ask(balancer, self._request + 1)
         if shadow:
             self._request += 1
             self.aside[self._request] = (balancer.group.name, shadow)
+
+    def _may_look(self, balancer: Balancer) -> bool:
+        name, at = self._looked
+        return name == balancer.group.name or balancer.now >= at + LOOK_S
 
     def watch(self, balancer: Balancer) -> None:
         """Let those shadows live that are not suspended."""
