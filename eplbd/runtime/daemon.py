@@ -135,14 +135,14 @@ class Daemon:
             open_cluster(self._known, self._max_bytes, self._say) as self._cluster,
             open_stream(self._config, lambda: overview(self._node)) as self._stream,
             open_control(self._config) as self._control,
-            open_recorder(self._config.record, self._log.logger) as self._recorder,
+            open_recorder(self._config.record, self._say) as self._recorder,
             open_metrics(self._config.metrics, self._seen) as self._metrics,
         ):
             self._restore(store)
             self._keeper = Keeper(store, Path(daemon.state_dir), self._say, self._take)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._obey_signals, tasks)
-                self._desk = PolicyDesk(tasks, self._take, self._log.logger)
+                self._desk = PolicyDesk(tasks, self._take, self._say)
                 try:
                     with self._manager.asked_to_wait(tasks):
                         await self._desk.open(self._reloading.loaded)
@@ -242,6 +242,7 @@ class Daemon:
         while True:
             await anyio.sleep(TICK_S)
             self._take()
+            self._recorder.tell()
 
     async def _ping(self) -> None:
         """Feed the watchdog, but only with steps: a timer that pings proves nothing."""

@@ -18,14 +18,12 @@ from typing import TypeAlias
 
 import anyio
 import msgspec
-import structlog
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
-from structlog.typing import FilteringBoundLogger
 
 from eplbd.config import Config, Loaded, Plugins, Policy
 from eplbd.core.admission import GROUPS_MAX
-from eplbd.core.events import AskPolicy, PolicyAnswered, PolicyFailed
+from eplbd.core.events import AskPolicy, Note, PolicyAnswered, PolicyFailed
 from eplbd.errors import ConfigError, LocalProtocolError, PolicyError
 from eplbd.runtime.policyhost import PolicyHost, PolicyHostStatistics, Proposal
 
@@ -74,10 +72,10 @@ def places(config: Config) -> dict[str, Place]:
 class PolicyDesk:
     """Takes questions at once and calls `answered` later, once for each."""
 
-    def __init__(self, tasks: TaskGroup, answered: Answered, logger: FilteringBoundLogger) -> None:
+    def __init__(self, tasks: TaskGroup, answered: Answered, say: Callable[[Note], None]) -> None:
         self._tasks = tasks
         self._answered = answered
-        self._logger = logger
+        self._say = say
         self._seats: dict[str, _Seat] = {}
         self._turn = anyio.Lock()
         """Of the shadow that thinks."""
@@ -133,13 +131,14 @@ class PolicyDesk:
                 raise
             reason = str(error)
         if questions is None:
-            self._logger.error("shadow cannot start", policy=place.policy.name, reason=reason)
+            about = {"policy": place.policy.name, "reason": reason}
+            self._say(Note("error", "shadow cannot start", about))
         return _Seat(place, questions)
 
     async def _serve(
         self, place: Place, loaded: Loaded, *, task_status: TaskStatus[Questions]
     ) -> None:
-        async with _host(place, loaded, self._logger) as host:
+        async with _host(place, loaded, self._say) as host:
             send, receive = anyio.create_memory_object_stream[AskPolicy](QUESTIONS)
             async with send, receive:
                 task_status.started(send)
@@ -180,17 +179,16 @@ async def start_once(loaded: Loaded) -> dict[str, PolicyHostStatistics]:
         ConfigError: There is no such policy, or its options are wrong.
         PolicyError: It cannot start.
     """
-    quiet: FilteringBoundLogger = structlog.wrap_logger(structlog.ReturnLogger())
     found: dict[str, PolicyHostStatistics] = {}
     for name, place in places(loaded.config).items():
-        async with _host(place, loaded, quiet) as host:
+        async with _host(place, loaded, None) as host:
             found[name] = host.statistics()
     return found
 
 
-def _host(place: Place, loaded: Loaded, logger: FilteringBoundLogger) -> PolicyHost:
+def _host(place: Place, loaded: Loaded, say: Callable[[Note], None] | None) -> PolicyHost:
     policy, plugins, shadow = place.policy, place.plugins, place.shadow
-    return PolicyHost(policy, plugins, where=loaded.where, log=logger, shadow=shadow)
+    return PolicyHost(policy, plugins, where=loaded.where, say=say, shadow=shadow)
 
 
 async def _put(host: PolicyHost, question: AskPolicy) -> PolicyAnswered | PolicyFailed:

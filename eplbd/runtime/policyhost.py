@@ -14,12 +14,11 @@ from typing import Literal, Self, TypeAlias
 
 import anyio
 import numpy as np
-import structlog
 from anyio.abc import TaskGroup
 from numpy.typing import NDArray
-from structlog.typing import FilteringBoundLogger
 
 from eplbd import config
+from eplbd.core.events import Note
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
@@ -93,8 +92,8 @@ class PolicyHost:
     """A policy in a process of its own. Enter it, then ask; one question at a time.
 
     policy, plugins: `[policy]` and `[plugins]`; the deadline comes with each question's budget.
-    where: tells where a setting came from (`config.Loaded.where`), for error messages. log: takes
-    starts, ends, and the child's standard error line by line. start_s: patience with a start.
+    where: tells where a setting came from (`config.Loaded.where`), for error messages. say: hears
+    of starts, ends, and the child's standard error line by line. start_s: patience with a start.
     shadow: it is asked beside the active policy, gives way to it, and has settings of its own.
 
     Entering raises ConfigError (unknown policy, bad option) or PolicyError (it cannot start).
@@ -106,15 +105,14 @@ class PolicyHost:
         plugins: config.Plugins,
         *,
         where: Callable[[str], str] | None = None,
-        log: FilteringBoundLogger | None = None,
+        say: Callable[[Note], None] | None = None,
         start_s: float = START_S,
         shadow: bool = False,
     ) -> None:
         self._policy = policy
         self._plugins = plugins
         self._where = where
-        given: FilteringBoundLogger = log or structlog.get_logger("eplbd.policyhost")
-        self._log = given.bind(shadow=policy.name) if shadow else given
+        self._say = say
         self._shadow = shadow
         self._start_s = start_s
         self._tasks: TaskGroup | None = None
@@ -297,7 +295,8 @@ class PolicyHost:
             raise PolicyError(f"policy `{name}` cannot start: {failed.detail}") from failed
         if isinstance(answer, Ready):
             self._ready = answer
-            self._log.info(
+            self._note(
+                "info",
                 "policy ready",
                 policy=answer.policy,
                 alias=name if name != answer.policy else None,
@@ -340,7 +339,7 @@ class PolicyHost:
         self._deaths += 1
         rest_s = min(BACKOFF_S * 2 ** (self._deaths - 1), BACKOFF_MAX_S)
         self._not_before = anyio.current_time() + rest_s
-        self._log.warning("policy process ended", reason=reason, detail=ending)
+        self._note("warning", "policy process ended", reason=reason, detail=ending)
         return ending
 
     def _take_line(self, line: str) -> bool:
@@ -349,8 +348,13 @@ class PolicyHost:
             return False
         self._lines_left -= 1
         self._lines_logged += 1
-        self._log.info("policy wrote", policy=self._ready.policy, line=line)
+        self._note("info", "policy wrote", policy=self._ready.policy, line=line)
         return True
+
+    def _note(self, level: str, event: str, **fields: object) -> None:
+        if self._say is not None:
+            whose = {"shadow": self._policy.name} if self._shadow else {}
+            self._say(Note(level, event, {**whose, **fields}))
 
 
 async def list_policies(

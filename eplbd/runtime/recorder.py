@@ -14,16 +14,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from structlog.typing import FilteringBoundLogger
-
 from eplbd.config import Record
 from eplbd.core.assembly import Step
-from eplbd.core.events import OpenRecord, RecordPlacement, RecordSteps, Status
+from eplbd.core.events import Note, OpenRecord, RecordPlacement, RecordSteps, Status
 from eplbd.errors import ConfigError
 from eplbd.runtime.room import trim_groups, trim_lives
 from eplbd.runtime.store import file_name
@@ -68,11 +66,13 @@ class Recorder:
     """Takes what is to be recorded and never waits. Made by `open_recorder`."""
 
     def __init__(
-        self, settings: Record, logger: FilteringBoundLogger, *, queue_bytes: int = QUEUE_BYTES
+        self, settings: Record, say: Callable[[Note], None], *, queue_bytes: int = QUEUE_BYTES
     ) -> None:
         self._directory, self._max_bytes = Path(settings.dir), settings.max_bytes
         self._total_max_bytes = settings.total_max_bytes
-        self._logger = logger
+        self._say = say
+        self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
+        """Of the thread, for whoever calls `tell`."""
         self._queue: queue.SimpleQueue[Recorded | None] = queue.SimpleQueue()
         self._room = queue_bytes
         self._lock = threading.Lock()
@@ -94,6 +94,12 @@ class Recorder:
             self._queue.put(effect)
         elif isinstance(effect, RecordSteps):
             self._dropped += len(effect.steps)
+
+    def tell(self) -> None:
+        """Say what the thread found worth a line since the last time."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._say(self._notes.get_nowait())
 
     def statistics(self) -> RecorderStatistics:
         """Counts so far."""
@@ -160,7 +166,7 @@ class Recorder:
         )
         opened.writer = TraceWriter(life, meta, chunk_steps=CHUNK_STEPS, max_bytes=room)
         self._said.discard(wanted.group)
-        self._logger.info("recording", group=wanted.group, dir=str(life))
+        self._note("info", "recording", group=wanted.group, dir=str(life))
 
     def _forget_others(self) -> None:
         """Keep no more of groups that nobody serves than those that are served leave room for."""
@@ -168,7 +174,7 @@ class Recorder:
         most = max(0, self._total_max_bytes - self._max_bytes * len(served))
         for gone in trim_groups(self._directory, served, most):
             reason = "no room in record.total_max_bytes"
-            self._logger.info("recording deleted", dir=str(gone), reason=reason)
+            self._note("info", "recording deleted", dir=str(gone), reason=reason)
 
     def _add(self, writer: TraceWriter | None, step: Step) -> None:
         if writer is None:
@@ -199,7 +205,10 @@ class Recorder:
             self._failures += 1
             if group not in self._said:
                 self._said.add(group)
-                self._logger.error("not recorded", group=group, reason=str(error))  # noqa: TRY400
+                self._note("error", "not recorded", group=group, reason=str(error))
+
+    def _note(self, level: str, event: str, **fields: object) -> None:
+        self._notes.put(Note(level, event, fields))
 
 
 def _size(effect: Recorded) -> int:
@@ -223,9 +232,12 @@ def _write_placement(path: Path, found: RecordPlacement) -> None:
 
 
 @contextlib.contextmanager
-def open_recorder(settings: Record, logger: FilteringBoundLogger) -> Iterator[Recorder]:
-    """A recorder while the block runs; at its end, `CLOSE_S` to write what is queued."""
-    recorder = Recorder(settings, logger)
+def open_recorder(settings: Record, say: Callable[[Note], None]) -> Iterator[Recorder]:
+    """A recorder while the block runs; at its end, `CLOSE_S` to write what is queued.
+
+    say: called by `Recorder.tell`, and at the end, never by the thread.
+    """
+    recorder = Recorder(settings, say)
     thread = threading.Thread(target=recorder.run, name="eplbd-record", daemon=True)
     thread.start()
     try:
@@ -233,3 +245,4 @@ def open_recorder(settings: Record, logger: FilteringBoundLogger) -> Iterator[Re
     finally:
         recorder.stop()
         thread.join(CLOSE_S)
+        recorder.tell()

@@ -293,6 +293,7 @@ def test_what_happens_beside_groups_is_told_on_the_stream_too(tmp_path: Path) ->
         ours = [
             "stored placement refused, taken as absent",
             "orders refused, all is frozen",
+            "policy ready",
             "configuration reloaded",
             "settings wait for a restart",
             "configuration not reloaded",

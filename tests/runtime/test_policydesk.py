@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ import anyio
 import numpy as np
 import pytest
 
-from eplbd.config import Log as LogSettings
 from eplbd.config import Policy, load
-from eplbd.core.events import AskPolicy, PolicyAnswered, PolicyFailed
+from eplbd.core.events import AskPolicy, Note, PolicyAnswered, PolicyFailed
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.errors import ConfigError, LocalProtocolError
-from eplbd.runtime.log import open_log
 from eplbd.runtime.policydesk import ACTIVE, PolicyDesk, places
 from eplbd.runtime.policyhost import SHADOW_NICENESS
 from tests.runtime.conftest import PATIENCE_S
@@ -36,11 +33,12 @@ CURRENT = Placement.linear(1, 4, 3, 2)
 
 @dataclass
 class Desk:
-    """A desk, what it answered, and who sits at it."""
+    """A desk, what it answered and told, and who sits at it."""
 
     desk: PolicyDesk
     folder: Path
     answers: dict[int, PolicyAnswered | PolicyFailed]
+    notes: list[Note]
 
     def ask(self, request: int, name: str, *, shadow: bool = True, deadline_s: float = 8.0) -> None:
         budget = Budget(None, None, deadline_s, 1)
@@ -61,18 +59,11 @@ class Desk:
         lines = [line.split() for line in (self.folder / "diary").read_text().splitlines()]
         return [(who, what) for who, what, _ in sorted(lines, key=lambda line: float(line[2]))]
 
-    async def logged(self, event: str, times: int) -> list[dict[str, Any]]:
-        """The lines of an event, once there are so many."""
-
-        def lines() -> list[dict[str, Any]]:
-            text = (self.folder / "log").read_text()
-            return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
-
-        with anyio.fail_after(PATIENCE_S):
-            while len(lines()) < times:  # noqa: ASYNC110 - a thread writes them
-                await anyio.sleep(0.005)
-        assert len(lines()) == times
-        return lines()
+    def told(self, event: str, times: int) -> list[Mapping[str, Any]]:
+        """What the notes of an event say; there are so many."""
+        fields = [note.fields for note in self.notes if note.event == event]
+        assert len(fields) == times
+        return fields
 
     def options(self, who: str, seconds: float) -> dict[str, object]:
         return {"who": who, "diary": str(self.folder / "diary"), "seconds": seconds}
@@ -86,10 +77,10 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
         assert answer.request not in answers, "once for each"
         answers[answer.request] = answer
 
-    with (folder / "log").open("wb") as out, open_log(LogSettings(), {}, out.fileno()) as log:
-        async with anyio.create_task_group() as tasks:
-            yield Desk(PolicyDesk(tasks, take, log.logger), folder, answers)
-            tasks.cancel_scope.cancel()
+    notes: list[Note] = []
+    async with anyio.create_task_group() as tasks:
+        yield Desk(PolicyDesk(tasks, take, notes.append), folder, answers, notes)
+        tasks.cancel_scope.cancel()
 
 
 def slow(made: Desk, name: str, who: str, seconds: float, shadow: bool = True) -> dict[str, object]:
@@ -149,7 +140,7 @@ async def test_the_deadline_of_a_shadow_counts_from_its_turn(tmp_path: Path) -> 
 async def test_shadows_run_at_low_priority(tmp_path: Path) -> None:
     async with desk(tmp_path) as made:
         await made.open(**settings(made, active_s=0.0, shadow_s=0.0))
-        ready = await made.logged("policy ready", 3)
+        ready = made.told("policy ready", 3)
         assert [line.get("shadow") for line in ready] == [None, "slow", "slower"]
         ours = os.getpriority(os.PRIO_PROCESS, 0)
         theirs = [os.getpriority(os.PRIO_PROCESS, line["pid"]) for line in ready]
@@ -160,11 +151,11 @@ async def test_who_is_wanted_again_unchanged_keeps_its_process(tmp_path: Path) -
     async with desk(tmp_path) as made:
         keys = settings(made, active_s=0.0, shadow_s=0.0)
         await made.open(**keys)
-        await made.logged("policy ready", 3)
+        made.told("policy ready", 3)
         await made.open(**{**keys, "policy__shadow": ["slower", "slow", "hold"]})
-        assert (await made.logged("policy ready", 4))[-1]["shadow"] == "hold", "nothing else"
+        assert made.told("policy ready", 4)[-1]["shadow"] == "hold", "nothing else"
         await made.open(**{**keys, **slow(made, "slower", "third", 0.0)})
-        assert (await made.logged("policy ready", 5))[-1]["shadow"] == "slower"
+        assert made.told("policy ready", 5)[-1]["shadow"] == "slower"
         made.ask(1, "slower")
         assert isinstance((await made.answered(1))[0], PolicyAnswered)
         assert made.diary()[-1] == ("third", "ends")
@@ -175,7 +166,7 @@ async def test_who_is_wanted_again_unchanged_keeps_its_process(tmp_path: Path) -
 async def test_a_shadow_that_cannot_start_costs_itself_alone(tmp_path: Path) -> None:
     async with desk(tmp_path) as made:
         await made.open(policy__shadow=["broken", "hold"])
-        (line,) = await made.logged("shadow cannot start", 1)
+        (line,) = made.told("shadow cannot start", 1)
         assert "out of order" in line["reason"]
         made.ask(1, "broken")
         made.ask(2, "hold")

@@ -13,9 +13,9 @@ import anyio
 import numpy as np
 import psutil
 import pytest
-from structlog.testing import capture_logs
 
 from eplbd import config
+from eplbd.core.events import Note
 from eplbd.core.heat import Budget, Heat
 from eplbd.core.placement import Placement, validate
 from eplbd.core.topology import Topology
@@ -43,10 +43,12 @@ def host_of(
     name: str = "faulty",
     options: Mapping[str, object] | None = None,
     start_s: float = 30.0,
+    say: Callable[[Note], None] | None = None,
 ) -> PolicyHost:
     policy = config.Policy(name=name, memory_bytes=MEMORY_BYTES, options=dict(options or {}))
     modules = tuple(str(GUESTS / f"{guest}.py") for guest in guests or ("faulty",))
-    return PolicyHost(policy, config.Plugins(enabled=(), modules=modules), start_s=start_s)
+    plugins = config.Plugins(enabled=(), modules=modules)
+    return PolicyHost(policy, plugins, start_s=start_s, say=say)
 
 
 async def ask(
@@ -164,12 +166,12 @@ async def test_a_guest_that_leaks_is_started_anew_when_its_memory_is_spent() -> 
         assert host.statistics().starts == 3
 
 
-async def test_what_a_guest_prints_goes_to_the_log() -> None:
-    with capture_logs() as logs:
-        async with host_of(options={"fault": "prints"}) as host:
-            assert isinstance(await ask(host, window(TRIGGER)), Proposal)
-            await until(lambda: host.statistics().lines_logged >= 2)
-    lines = {entry["line"] for entry in logs if entry["event"] == "policy wrote"}
+async def test_what_a_guest_prints_is_told() -> None:
+    notes: list[Note] = []
+    async with host_of(options={"fault": "prints"}, say=notes.append) as host:
+        assert isinstance(await ask(host, window(TRIGGER)), Proposal)
+        await until(lambda: host.statistics().lines_logged >= 2)
+    lines = {note.fields["line"] for note in notes if note.event == "policy wrote"}
     assert lines == {"printed to standard output", "written to descriptor 1"}
 
 

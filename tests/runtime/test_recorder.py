@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eplbd.config import Log as LogSettings
 from eplbd.config import Record
 from eplbd.core.assembly import Step
-from eplbd.core.events import OpenRecord, RecordPlacement, RecordSteps, Status
+from eplbd.core.events import Note, OpenRecord, RecordPlacement, RecordSteps, Status
 from eplbd.core.placement import Placement
 from eplbd.core.topology import Topology
 from eplbd.offline.formats import ascend
 from eplbd.offline.formats.content import Context, Mapped
-from eplbd.runtime.log import open_log
 from eplbd.runtime.recorder import CHUNK_STEPS, Recorder, open_recorder
 from eplbd.traces.placements import load_placement, placement_meta
 from eplbd.traces.recording import Chunk, chunk_paths, load_chunks, load_meta
@@ -53,16 +51,15 @@ def steps(first: int, count: int, epoch: int = 0, group: str = "g") -> RecordSte
 
 @contextmanager
 def recording(
-    folder: Path, max_bytes: int = 2**30, total_max_bytes: int = 2**32
+    folder: Path,
+    max_bytes: int = 2**30,
+    total_max_bytes: int = 2**32,
+    say: Callable[[Note], None] = lambda _: None,
 ) -> Iterator[Recorder]:
     settings = Record(
         dir=str(folder / "traces"), max_bytes=max_bytes, total_max_bytes=total_max_bytes
     )
-    with (
-        (folder / "log").open("ab") as out,
-        open_log(LogSettings(), {}, out.fileno()) as log,
-        open_recorder(settings, log.logger) as made,
-    ):
+    with open_recorder(settings, say) as made:
         yield made
 
 
@@ -162,14 +159,14 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_said_once_and_counted(tmp_path: Path) -> None:
     (tmp_path / "traces").touch()
-    with recording(tmp_path) as made:
+    notes: list[Note] = []
+    with recording(tmp_path, say=notes.append) as made:
         made.take(opened())
         for first in range(0, 1_000, 100):
             made.take(steps(first, 100))
             made.take(RecordPlacement("g", first, PLACEMENT, Status.IN_FORCE))
-    log = (tmp_path / "log").read_text()
-    assert log.count('"event":"not recorded"') == 1
-    assert "File exists" in log or "Not a directory" in log
+    (note,) = (note for note in notes if note.event == "not recorded")
+    assert any(why in str(note.fields) for why in ("File exists", "Not a directory"))
     assert made.statistics().failures > 1
 
 
@@ -179,7 +176,7 @@ def test_names_of_peers_do_not_leave_the_folder(tmp_path: Path) -> None:
         made.take(steps(0, 10, group="../g"))
     (life,) = lives(tmp_path)
     assert sum(map(len, chunks(life))) == 10
-    assert {path.name for path in tmp_path.iterdir()} == {"log", "traces"}
+    assert {path.name for path in tmp_path.iterdir()} == {"traces"}
 
 
 @pytest.mark.timeout(30)
