@@ -54,7 +54,7 @@ def look_for_faults(
 ) -> None:
     """Fail with a schedule after which a world does not settle, or in which a law is broken.
 
-    steps: how many at the most a world goes on for a while, and for long.
+    steps: the most that are done at once, and where it takes long.
     """
     few, many = steps
 
@@ -87,12 +87,10 @@ def look_for_faults(
             if hasattr(self, "world"):
                 self.world.settle()
 
-    run_state_machine_as_test(
-        Faults,
-        settings=settings(
-            max_examples=min(examples, settings().max_examples),
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+    most = settings(
+        max_examples=min(examples, settings().max_examples),
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(Faults, settings=most)
