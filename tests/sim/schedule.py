@@ -54,7 +54,7 @@ def look_for_faults(
 ) -> None:
     """Fail with a schedule after which a world does not settle, or in which a law is broken.
 
-    steps: the most that are done at once, and where it takes long.
+    steps: how far a world goes on at the most, for a while and for long.
     """
     few, many = steps
 
