@@ -148,7 +148,6 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     silence_s: Seconds = 3.0
     max_message_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**32)] = 64 * 2**20
     max_books_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = 4 * 2**30
-    max_heat_bytes_per_s: Annotated[float, msgspec.Meta(ge=2**20, le=1e15)] = 2.0**26
 
 
 class Alarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

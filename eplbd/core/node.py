@@ -144,8 +144,8 @@ class Node:
             self.out.append(Send(peer, m.Greet()))
             return
         name, rank = member
-        if isinstance(message, m.HeatReport) and not self._takes(name, message):
-            self._complain(peer, "heat dropped", "more than session.max_heat_bytes_per_s")
+        if isinstance(message, m.HeatReport) and not self.intake.takes(name, self.now):
+            self._complain(peer, "heat dropped", f"group {name!r} has had its share of the time")
             return
         try:
             if name in self.relays.groups:
@@ -156,10 +156,6 @@ class Node:
             self._reject(peer, str(error))
         if name in self.balancers:
             self._drain(self.balancers[name])
-
-    def _takes(self, name: str, report: m.HeatReport) -> bool:
-        most = self.settings.session.max_heat_bytes_per_s
-        return self.intake.takes(name, report.counts.nbytes, most, self.now)
 
     def _heard(self, balancer: Balancer, rank: int, seq: int, message: m.FromAgent) -> None:
         session = balancer.group.sessions[rank]

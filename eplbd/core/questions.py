@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 SUSPENDED = "policy suspended, hold takes over"
 
-LOOK_S = 0.1
-"""Between looks at the heat of two groups: one at a window of a large model takes 20 ms, and there
-may be as many groups as somebody says hello for. All of them have their turn within an interval."""
+PAUSE = 2.0
+"""Times what a look at the heat of one group took, before another's is looked at: one at a window
+of a large model takes 20 ms, on a busy machine many times that, and there may be as many groups as
+somebody says hello for. Sixty-four have their turns within an interval."""
 
 
 class Questions:
@@ -44,8 +45,10 @@ class Questions:
         """What came of questions, by policy and outcome: ok, or that of `PolicyFailed`."""
         self.out: list[Effect] = []
         self._request = 0
-        self._looked: tuple[str, float] = ("", -math.inf)
+        self._looked: tuple[str, float] = ("", 0.0)
         """Whose heat was looked at last, and when; seconds."""
+        self._rested = 0.0
+        """When another's may be; unknown, infinite, until time has passed."""
 
     def drain(self) -> list[Effect]:
         """Return and forget what is to be done."""
@@ -79,15 +82,22 @@ class Questions:
             self._request += 1
             self.asked[self._request] = balancer.group.name
         if free and balancer.cycle and balancer.cycle.considered_at == balancer.now:
-            self._looked = (balancer.group.name, balancer.now)
+            self._took_look(balancer)
         shadow = beside.ask(balancer, self._request + 1)
         if shadow:
             self._request += 1
             self.aside[self._request] = (balancer.group.name, shadow)
 
     def _may_look(self, balancer: Balancer) -> bool:
-        name, at = self._looked
-        return name == balancer.group.name or balancer.now >= at + LOOK_S
+        (name, at), now = self._looked, balancer.now
+        if math.isinf(self._rested) and now > at:
+            self._rested = now + PAUSE * (now - at)  # the look itself, and a tick at most
+        return name == balancer.group.name or now >= self._rested
+
+    def _took_look(self, balancer: Balancer) -> None:
+        # One that looks again and again does not put the others off.
+        if balancer.group.name != self._looked[0] or balancer.now >= self._rested:
+            self._looked, self._rested = (balancer.group.name, balancer.now), math.inf
 
     def watch(self, balancer: Balancer) -> None:
         """Let those shadows live that are not suspended."""

@@ -71,12 +71,11 @@ class TransferSettings:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Signs of life, and what the groups together may ask of memory and time."""
+    """Signs of life, and what the groups together may ask of memory."""
 
     heartbeat_s: float = 0.5
     silence_s: float = 3.0
     max_books_bytes: int = 4 << 30
-    max_heat_bytes_per_s: float = float(1 << 26)
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,7 +274,9 @@ class Daemon:
             event = pending.popleft()
             started = time.perf_counter()
             effects = self._node.step(event)
-            self._measure(event, time.perf_counter() - started)
+            step_s = time.perf_counter() - started
+            self._node.intake.took(step_s)
+            self._measure(event, step_s)
             for effect in effects:
                 self._perform(effect, pending)
             if not pending:
