@@ -44,6 +44,8 @@ class AlarmName(enum.StrEnum):
     """Ranks contradict each other; nothing moves until the group restarts."""
     POLICY_SUSPENDED = "policy-suspended"
     """It failed too often in a row, or broke its promises."""
+    LEADER_LOST = "leader-lost"
+    """A group's ranks are here, and the daemon that leads it, on another node, is not heard."""
     LATENCY = "latency"
     """Forwards are slowed beyond the ceiling although moves are as slow as they get."""
 
@@ -80,6 +82,8 @@ class Alarms:
         self._active: dict[tuple[AlarmName, str], Alarm] = {}
         self._watches: dict[tuple[str, str], _Watch] = {}
         """By group and incarnation."""
+        self._led_at: dict[str, float] = {}
+        """By group that another node's daemon leads, when it was last as it should be."""
         self._worker_at: float | None = None
         self._next_look = 0.0
 
@@ -116,6 +120,9 @@ class Alarms:
             yield AlarmName.NO_WORKER, "", reason
         if node.questions.breaker.suspended:
             yield AlarmName.POLICY_SUSPENDED, "", node.questions.suspended_for
+        yield from (
+            (AlarmName.LEADER_LOST, name, why) for name, why in self._leader_lost(node, now)
+        )
         lives = {(name, b.group.incarnation): b for name, b in node.balancers.items()}
         self._watches = {
             life: self._watches.get(life) or _Watch(now, now, now, now) for life in lives
@@ -130,6 +137,16 @@ class Alarms:
                 (AlarmName.LATENCY, _latency(balancer)),
             )
             yield from ((alarm, name, why) for alarm, why in checks if why)
+
+    def _leader_lost(self, node: Node, now: float) -> Iterator[tuple[str, str]]:
+        """Groups that are relayed to nobody, and why."""
+        relays, patience_s = node.relays.groups, node.settings.alarms.no_worker_s
+        self._led_at = {name: self._led_at.get(name, now) for name in relays}
+        for name, relay in relays.items():
+            if relay.linked or not relay.ranks:
+                self._led_at[name] = now
+            if now - self._led_at[name] >= patience_s:
+                yield name, f"{relay.reason}: {relay.leader.endpoint}; the placement stays as it is"
 
     def _no_worker(self, node: Node, settings: AlarmSettings, now: float) -> str:
         present = any(len(b.group.missing) < b.group.shape.ranks for b in node.balancers.values())

@@ -11,16 +11,30 @@ from numpy.typing import NDArray
 from eplbd.core import messages as m
 from eplbd.core.alarms import Alarm, AlarmName
 from eplbd.core.bubble import Pacer
+from eplbd.core.cluster import Address, Led
 from eplbd.core.cycle import Stage, slowest_load
 from eplbd.core.epoch import Phase as EpochPhase
-from eplbd.core.events import CycleEnded, Note, PolicyAnswered, PolicyFailed, Reconfigured, Tick
+from eplbd.core.events import (
+    CycleEnded,
+    Event,
+    Note,
+    PolicyAnswered,
+    PolicyFailed,
+    Received,
+    Reconfigured,
+    Tick,
+)
 from eplbd.core.node import Node
 from eplbd.core.placement import Placement
 from eplbd.core.settings import AlarmSettings, PolicySettings, Settings
+from tests.hellos import hello as plain
 from tests.sim.quick import QUICK
 from tests.sim.world import World
 
 SOON = AlarmSettings(no_worker_s=5.0, heat_stale_s=5.0, epoch_overdue_s=5.0, losing_cycles=0)
+
+
+HERE, THERE = (Address(f"tcp://{name}:1", f"key {name}") for name in "ab")
 
 
 def watched(**alarms: object) -> Settings:
@@ -301,3 +315,39 @@ def test_moves_that_bring_what_they_promise_do_not() -> None:
     assert all(e.gain_realised > 0.5 * e.gain_predicted > 0.0 for e in world.judged())
     assert not world.active()
     assert not world.here.questions.breaker.suspended
+
+
+def test_a_leader_that_is_not_heard_is_an_alarm_until_it_is() -> None:
+    node = Node(replace(Settings(), alarms=SOON), HERE)
+    hello = plain(rank=1, ranks=2, leader=THERE.endpoint, leader_key=THERE.key)
+    silence_s = Settings().session.silence_s
+
+    def alarms(now: float, *events: Event) -> list[Alarm]:
+        """At `now`, with a rank that lives."""
+        for event in (Tick(now), Received(b"rank 1", 1, m.Pulse(1)), *events):
+            node.step(event)
+        return [alarm for alarm in node.alarms.active if alarm.name is AlarmName.LEADER_LOST]
+
+    heard = Led(THERE, ())
+    node.step(Received(b"rank 1", 1, hello))
+    alarms(0.0, heard)
+    quiet = [alarms(float(now), heard) for now in range(1, 9)]
+    lost = [alarms(float(now)) for now in range(9, 9 + 20)]
+    assert not any(quiet)
+    first = next(i for i, found in enumerate(lost) if found)
+    assert silence_s + SOON.no_worker_s - 2 <= first <= silence_s + SOON.no_worker_s + 2
+    assert all(lost[first:])
+    (alarm,) = lost[-1]
+    assert (alarm.group, THERE.endpoint in alarm.reason) == ("g", True)
+    alarms(29.0, heard)
+    assert not alarms(30.0, heard)
+
+
+def test_ranks_that_have_gone_miss_no_leader() -> None:
+    node = Node(replace(Settings(), alarms=SOON), HERE)
+    node.step(
+        Received(b"rank 1", 1, plain(rank=1, ranks=2, leader=THERE.endpoint, leader_key=THERE.key))
+    )
+    for now in range(30):
+        node.step(Tick(float(now)))
+        assert AlarmName.LEADER_LOST not in {alarm.name for alarm in node.alarms.active}

@@ -236,11 +236,7 @@ CASES = {
         {"reason": "garbled"},
     ),
     "EplbdLogLost": grows(f"eplbd_log_lines_lost_total{{{E}}}"),
-    "EplbdLeaderLost": Case(
-        {f"eplbd_relay_linked{{{G}}}": "1x4 0x40"},
-        {f"eplbd_relay_linked{{{G}}}": "1x18 0 1x40"},
-        {"group": "g"},
-    ),
+    "EplbdLeaderLost": alarm("leader-lost"),
     "EplbdNodeRefused": Case(
         {f'eplbd_nodes_refused_total{{{E}, reason="unknown key"}}': "0x5 1x40"},
         {f'eplbd_nodes_refused_total{{{E}, reason="unknown key"}}': "7x40"},
