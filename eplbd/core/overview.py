@@ -12,6 +12,7 @@ import numpy as np
 
 from eplbd.core.placement import par
 from eplbd.core.rounds import Col
+from eplbd.core.topology import Link
 from eplbd.core.totals import Totals
 from eplbd.core.views import (
     BudgetOverview,
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     from eplbd.core.assembly import Step
     from eplbd.core.balancer import Balancer
     from eplbd.core.breaker import Breaker
-    from eplbd.core.bubble import Pacer
     from eplbd.core.events import EpochEnded
     from eplbd.core.node import Node
     from eplbd.core.relay import Relay
-    from eplbd.core.session import Session
+    from eplbd.core.timing import Timing
     from eplbd.core.topology import Topology
 
 LOOKED_AT = 32
@@ -93,7 +93,7 @@ def _group(
         heat=ledger.statistics() if ledger else None,
         window=len(steps),
         epoch_now=_epoch(balancer, now),
-        budget=_budget(balancer.pacer, settings.max_moves, totals.epoch),
+        budget=_budget(balancer.timing, settings.max_moves, totals.epoch),
         last_commit_age_s=_age(totals.settled_at, now),
         totals=totals,
         shadows=tuple(
@@ -124,14 +124,15 @@ def _ranks(balancer: Balancer, now: float) -> tuple[RankOverview, ...]:
     newest = max((s.forward for s in group.sessions.values()), default=0)
     arriving = _arriving(balancer)
     waited = leader.waiting if leader else ()
+    speed = group.topology.speed if group.topology else (1.0,) * group.shape.ranks
     return tuple(
         _rank(
+            balancer,
             rank,
-            _state(balancer, rank),
-            group.sessions.get(rank),
             newest=newest,
             staged_bytes=arriving[rank] * group.shape.expert_bytes,
             waited_for=rank in waited,
+            speed=speed[rank],
             now=now,
         )
         for rank in range(group.shape.ranks)
@@ -139,18 +140,19 @@ def _ranks(balancer: Balancer, now: float) -> tuple[RankOverview, ...]:
 
 
 def _rank(
+    balancer: Balancer,
     rank: int,
-    state: RankState,
-    session: Session | None,
     *,
     newest: int,
     staged_bytes: int,
     waited_for: bool,
+    speed: float,
     now: float,
 ) -> RankOverview:
+    session = balancer.group.sessions.get(rank)
     return RankOverview(
         rank=rank,
-        state=state,
+        state=_state(balancer, rank),
         node=session.hello.node if session else "",
         forward=session.forward if session else 0,
         forward_lag=newest - session.forward if session else 0,
@@ -161,6 +163,7 @@ def _rank(
         lost_steps=session.lost_steps if session else 0,
         staged_bytes=staged_bytes,
         waited_for=waited_for,
+        speed=speed,
     )
 
 
@@ -203,7 +206,8 @@ def _epoch(balancer: Balancer, now: float) -> EpochOverview | None:
     )
 
 
-def _budget(pacer: Pacer, max_moves: int, last: EpochEnded | None) -> BudgetOverview:
+def _budget(timing: Timing, max_moves: int, last: EpochEnded | None) -> BudgetOverview:
+    pacer, links = timing.pacer, timing.links
     pace = pacer.current
     return BudgetOverview(
         experts_per_rank=pace.experts_per_epoch,
@@ -213,6 +217,8 @@ def _budget(pacer: Pacer, max_moves: int, last: EpochEnded | None) -> BudgetOver
         bubble_used=last.bubble_used if last else 0.0,
         forward_s=pacer.forward_s,
         max_moves=max_moves,
+        node_bytes_per_s=links.bytes_per_s(Link.NODE),
+        network_bytes_per_s=links.bytes_per_s(Link.NETWORK),
     )
 
 

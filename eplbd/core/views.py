@@ -58,6 +58,8 @@ class RankOverview:
     """That the epoch under way brings to this rank; 0 between epochs."""
     waited_for: bool
     """Whether the epoch under way waits for this rank."""
+    speed: float = 1.0
+    """That plans take it to have, declared or found; at half of it, load counts twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ class BudgetOverview:
     """Of one rebalance; 0 is no limit."""
     bubble_used: float = 0.0
     """Share of its bubbles that the last epoch's rounds took, 0 to 1; 0 where nothing is known."""
+    node_bytes_per_s: float = 0.0
+    """What a rank has to the others of its node, configured or learnt; 0 where nothing limits."""
+    network_bytes_per_s: float = 0.0
+    """What a node has to all others; 0 where nothing limits, or the group is on one node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,12 @@ def _group(group: Group) -> Iterator[str]:
     if budget.bubble_used:
         pace = f"{budget.experts_per_rank} experts a rank, a round each {budget.stride} forwards"
         yield f"  bubbles  {budget.bubble_used:.0%} used by the last epoch; {pace}"
+    carried = {"in a node": budget.node_bytes_per_s, "between": budget.network_bytes_per_s}
+    if known := [f"{_bytes(rate)}/s {where}" for where, rate in carried.items() if rate]:
+        yield f"  links    {', '.join(known)}, each way"
+    if uneven := [f"{rank.rank} x{rank.speed:g}" for rank in group.ranks if rank.speed != 1.0]:
+        more = f" and {len(uneven) - RANKS_NAMED} more" if len(uneven) > RANKS_NAMED else ""
+        yield f"  speed    {', '.join(uneven[:RANKS_NAMED])}{more}; others x1"
     if group.frozen:
         yield f"  frozen   by itself: {group.frozen}"
 
@@ -92,6 +98,13 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _since(age_s: float | None) -> str:
     return "never" if age_s is None else f"{_age(age_s)} ago"
+
+
+def _bytes(count: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.3g} B"
 
 
 def _age(seconds: float) -> str:

@@ -274,6 +274,13 @@ MEASURES: tuple[Measure, ...] = (
         lambda g: g.budget.inflation_ceiling,
     ),
     _groups(
+        "eplbd_link_bytes_per_second",
+        "What plans take links to carry, each way: a rank with its node (node), a node with all "
+        "others (network). Configured or learnt; absent while nothing limits.",
+        r.carried,
+        "link",
+    ),
+    _groups(
         "eplbd_workers", "Ranks by how far they are from serving as members.", r.states, "state"
     ),
     _moment(
@@ -305,6 +312,11 @@ MEASURES: tuple[Measure, ...] = (
         "eplbd_worker_lag_forwards",
         "Forwards that the rank is behind the newest, as far as it has said.",
         lambda rank: rank.forward_lag,
+    ),
+    _rank(
+        "eplbd_rank_speed_ratio",
+        "How fast plans take the rank to be, declared or found; 1 is as fast as the others.",
+        lambda rank: rank.speed,
     ),
     *BETWEEN,
 )

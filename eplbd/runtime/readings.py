@@ -209,6 +209,13 @@ def dropped(seen: Seen) -> dict[str, float]:
     return {"full": link.dropped, "unreachable": link.unreachable}
 
 
+def carried(group: GroupOverview) -> Iterator[Sample]:
+    """Bytes per second, of links that limit."""
+    budget = group.budget
+    known = {"node": budget.node_bytes_per_s, "network": budget.network_bytes_per_s}
+    return (((link,), rate) for link, rate in known.items() if rate)
+
+
 def phases(ended: Ended) -> Iterator[Sample]:
     """Of a settled epoch, by phase."""
     if isinstance(ended, EpochEnded) and ended.outcome == "settled":

@@ -8,6 +8,7 @@ import pytest
 
 from eplbd.core import messages as m
 from eplbd.core.balancer import Balancer
+from eplbd.core.overview import overview
 from eplbd.core.settings import TransferSettings
 from eplbd.core.topology import Link
 from eplbd.errors import RemoteProtocolError
@@ -74,3 +75,7 @@ def test_an_epoch_that_was_late_is_told_with_what_its_links_carry() -> None:
         timing.settled(leader, plan)
         said = [note for note in group.out if getattr(note, "event", "") == "links limit rounds"]
         assert len(said) == notes
+        assert world.node is not None
+        (seen,) = overview(world.node).groups
+        assert (seen.budget.node_bytes_per_s > 0) == bool(notes), "and it can be seen"
+        assert seen.budget.node_bytes_per_s == timing.links.bytes_per_s(Link.NODE)

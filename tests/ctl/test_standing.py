@@ -17,6 +17,7 @@ from eplbd.runtime.status import Document, document, read_document
 from eplbd.wire.stream import snapshot
 from tests.core import test_relays as relaying
 from tests.sim.commanded import CALM, WIDE, Commanded, led
+from tests.sim.quick import QUICK
 
 WIDTH = 80
 
@@ -60,6 +61,18 @@ def test_how_much_of_the_bubbles_the_last_epoch_used_is_there_once_it_is_known()
     assert not any("bubbles" in line for line in page(world))
     world.transport.took = dict.fromkeys(range(4), (2.0, 0.5))
     world.until(lambda: any("bubbles  25% used by the last epoch" in line for line in page(world)))
+    assert all(len(line) <= WIDTH for line in page(world))
+
+
+def test_what_plans_take_links_and_ranks_for_is_there_where_it_matters() -> None:
+    plain = led()
+    plain.until(lambda: "  cycles   none" not in page(plain))
+    assert not any(line.startswith(("  links", "  speed")) for line in page(plain))
+    balance = replace(QUICK.balance, rank_speed=("1=0.5", "2=1.25"))
+    transfer = replace(QUICK.transfer, node_bytes_per_s=2.5e9)
+    world = led(settings=replace(QUICK, balance=balance, transfer=transfer))
+    world.until(lambda: "  speed    1 x0.5, 2 x1.25; others x1" in page(world))
+    assert "  links    2.5 GB/s in a node, each way" in page(world)
     assert all(len(line) <= WIDTH for line in page(world))
 
 

@@ -79,7 +79,8 @@ def settle(workers: list[Worker], url: str) -> dict[str, Metric]:
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_rebalance_is_told_as_it_was(tmp_path: Path, connect: Connect) -> None:
-    async with serving(tmp_path, **KEYS) as served:
+    uneven = {"balance__rank_speed": ["1=0.9"], "transfer__node_bytes_per_s": 1e9}
+    async with serving(tmp_path, **KEYS, **uneven) as served:
         url = served.metrics_url
         empty = await anyio.to_thread.run_sync(scraped, url)
         assert samples(empty, "eplbd_sessions") == [0]
@@ -103,6 +104,9 @@ async def test_a_rebalance_is_told_as_it_was(tmp_path: Path, connect: Connect) -
         assert realised == pytest.approx(predicted, rel=0.01), "the load never changes"
         assert before >= realised
         assert len(samples(found, "eplbd_imbalance_ratio", of="observed")) == 2
+        assert samples(found, "eplbd_rank_speed_ratio", **of) == [1.0, 0.9]
+        assert samples(found, "eplbd_link_bytes_per_second", link="node", **of) == [1e9]
+        assert samples(found, "eplbd_link_bytes_per_second", link="network") == [], "one node"
         assert samples(found, "eplbd_policy_results_total", policy="tilt", outcome="ok")[0] > 0
 
 

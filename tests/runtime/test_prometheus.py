@@ -30,9 +30,9 @@ KEYS = {
     "alarms__no_worker_s": 0.1,
 }
 GIVEN = {"$job": "eplbd", "$instance": ".*", "$group": ".*", "$__rate_interval": "10s"}
-SILENT = {"Shadows", "Forward", "Heat per rank"}
+SILENT = {"Shadows", "Forward", "Heat per rank", "What links carry"}
 """Panels about what this group does not have: shadows, an engine that times its forwards, ranks on
-other nodes."""
+other nodes, links that limit it."""
 
 
 @contextmanager
