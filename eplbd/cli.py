@@ -74,7 +74,7 @@ def check(loaded: Loaded) -> None:
         shape = " x ".join(map(str, fixed.slots.shape))
         click.echo(f"map of {shape} slots, {fixed.experts} experts, digest {fixed.digest} is ready")
     known = identity(loaded.config, os.environ)
-    for line in described(known) if known is not None else ():
+    for line in described(known, loaded.config.balance) if known is not None else ():
         click.echo(line)
     for seat, ready in anyio.run(start_once, loaded).items():
         role = "shadow" if seat else "policy"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eplbd.config import Config
+from eplbd.config import Balance, Config
 from eplbd.core.cluster import Address
 from eplbd.runtime.keys import KeyPair, Trust, demand_somebody, read_pair, read_trust
 
@@ -45,9 +45,14 @@ def identity(config: Config, environment: Mapping[str, str]) -> Identity | None:
     return Identity(pair, address, cluster.listen, trust)
 
 
-def described(known: Identity) -> Iterator[str]:
-    """Lines for whoever checks a configuration."""
+def described(known: Identity, balance: Balance) -> Iterator[str]:
+    """Lines for whoever checks a configuration; balance: what of it ends at this node."""
     yield f"other nodes reach this one at {known.address.endpoint}, public key {known.address.key}"
     for key, name in known.trust.names.items():
         own = ", this node itself" if key == known.pair.public else ""
         yield f"trusted: {name}, public key {key.decode()}{own}"
+    if balance.rollout != "together" or balance.share_heat:
+        yield (
+            "balance.rollout and balance.share_heat are among groups that this daemon leads: "
+            "replicas led on other nodes move when they need to, on their own heat"
+        )

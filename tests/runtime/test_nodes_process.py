@@ -239,6 +239,25 @@ def test_check_shows_the_keys(tmp_path: Path) -> None:
     assert secret not in checked.output
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, False),
+        ({"balance__rollout": "one-at-a-time"}, True),
+        ({"balance__share_heat": ["*"]}, True),
+    ],
+    ids=["neither", "rollout", "share_heat"],
+)
+def test_check_says_what_ends_at_the_node(
+    tmp_path: Path, keys: dict[str, object], *, said: bool
+) -> None:
+    node, other = Node(tmp_path, "node"), Node(tmp_path, "other")
+    node.believe(other)
+    checked = CliRunner().invoke(main, ["check", "--config", str(node.configure(**keys))])
+    assert checked.exit_code == 0, checked.output
+    assert ("replicas led on other nodes" in checked.output) is said
+
+
 def test_a_node_alone_says_nothing_of_others(tmp_path: Path) -> None:
     checked = CliRunner().invoke(main, ["check", "--config", str(write_config(tmp_path))])
     assert checked.exit_code == 0, checked.output
