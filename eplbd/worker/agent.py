@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Self
 
 import zmq
@@ -200,8 +200,9 @@ class AgentThread:
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         for option in (zmq.SNDHWM, zmq.RCVHWM):
             dealer.setsockopt(option, HIGH_WATER_MARK)
-        name = f"r{self.identity.rank}.{self.identity.incarnation}.{os.getpid()}"
-        dealer.setsockopt(zmq.IDENTITY, name.encode()[:255])
+        # New with every line: libzmq 4.3 may abort a daemon that hands one name from line to line.
+        own = f"r{self.identity.rank}.{self.identity.incarnation}.{os.getpid()}.{monotonic_ns()}"
+        dealer.setsockopt(zmq.IDENTITY, own.encode()[-255:])
         dealer.connect(self._socket)
         return dealer
 

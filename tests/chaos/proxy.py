@@ -65,6 +65,8 @@ class Proxy:
         self._rules: tuple[Rule, ...] = ()
         self._ranks: dict[bytes, int] = {}
         self._dealers: dict[bytes, zmq.Socket[bytes]] = {}
+        self._names: dict[bytes, bytes] = {}
+        """Under which the daemon knows each worker: another for every line, as workers have."""
         self._redial_at: dict[bytes, float] = {}
         self._later: list[_Delivery] = []
         self._order = itertools.count()
@@ -84,7 +86,8 @@ class Proxy:
 
     def identity(self, rank: int) -> bytes:
         """How the daemon knows this rank's worker."""
-        return next(identity for identity, known in self._ranks.items() if known == rank)
+        newest = [identity for identity, known in self._ranks.items() if known == rank][-1]
+        return self._names[newest]
 
     @contextlib.contextmanager
     def obeying(self, rule: Rule) -> Iterator[None]:
@@ -125,7 +128,8 @@ class Proxy:
         if identity in self._dealers:
             poller.unregister(self._dealers[identity])
             self._dealers[identity].close()
-        self._dealers[identity] = self._connect(identity)
+        self._names[identity] = b"%s.%d" % (identity, time.monotonic_ns())
+        self._dealers[identity] = self._connect(self._names[identity])
         poller.register(self._dealers[identity], zmq.POLLIN)
         self._redial_at[identity] = time.monotonic() + REDIAL_S
 

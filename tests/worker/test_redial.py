@@ -15,6 +15,8 @@ from tests.worker.agents import Daemon, serving
 REDIAL_S = 0.5
 MARK = m.Prepared(1 << 40, 1)
 """About a term that nobody led: it says who is heard, and nothing else."""
+LIE = m.Pulse(1 << 40)
+"""That the rank is at a forward which none will ever reach: no epoch may wait for it."""
 
 
 @pytest.mark.slow
@@ -37,7 +39,8 @@ def test_a_rank_whose_name_was_taken_dials_anew(
             thief.setsockopt(zmq.LINGER, 0)
             thief.setsockopt(zmq.IDENTITY, name)
             thief.connect(endpoint)
-            thief.send_multipart(AGENT.encode(MARK, 1))
+            thief.send_multipart(AGENT.encode(LIE, 1))
+            thief.send_multipart(AGENT.encode(MARK, 2))
             daemon.until(lambda: MARK in daemon.heard, "the thief is heard in the rank's name")
             heard = len(daemon.heard)
 
@@ -47,5 +50,6 @@ def test_a_rank_whose_name_was_taken_dials_anew(
             return any(hello.rank == 0 for hello in hellos)
 
         daemon.until(is_back, "the rank came another way")
+        assert daemon.node.balancers["g"].group.sessions[0].peer != name, "under another name"
         epoch = max(rank.agent.machine.epoch for rank in group.ranks)
         daemon.until(lambda: group.settled(epoch + 1), "epochs settle again")
