@@ -95,6 +95,9 @@ class Group:
             return None
         replaced = self.sessions.get(hello.rank)
         self.sessions[hello.rank] = Session(peer, hello, self.now, seq)
+        if replaced:
+            # What was said in a rank's name by whoever had taken it is forgotten with its session.
+            self.forward = max(session.forward for session in self.sessions.values())
         self.missing.discard(hello.rank)
         self.unsettled.add(hello.rank)
         self.stands.pop(hello.rank, None)
