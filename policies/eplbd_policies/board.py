@@ -53,10 +53,12 @@ class Board(NamedTuple):
     """`[R, S]` experts."""
     price: Floats
     """`[R, E]` cost of hosting the expert at the rank: 0 where it is already."""
+    dearest: float
+    """Of the prices."""
     copies: Ints
     """`[E]` replicas."""
     holders: Ints
-    """`[E, R]` ranks; the first `copies` are valid."""
+    """`[E, R]` ranks, or more; the first `copies` are valid."""
     hosts: Flags
     """`[R, E]`."""
     share: Floats
@@ -91,7 +93,16 @@ class View(NamedTuple):
     risk: Floats
     """`[1]` the board's, in this view's unit."""
     loss: Floats
-    """`[R, S]` what the other holders' powers gain if the slot's replica goes."""
+    """`[R, S]` what the other holders' powers gain if the slot's replica goes; below 0 unless it
+    was asked for: see `lost`."""
+    more: Floats
+    """`[E]` what every other holder takes on if a replica goes."""
+    losses: Floats
+    """`[E]` what all holders' powers gain if each takes on that."""
+    order: Ints
+    """`[R]` ranks, coolest first."""
+    near: Flags
+    """`[R]` ranks that a step may involve: the coolest, and those touched before."""
 
 
 @compiled
@@ -122,14 +133,24 @@ def taxed(share: float, risk: float) -> float:
 
 
 @compiled
+def counted(slots: Ints, experts: int) -> Ints:
+    """`[E]` replicas of each expert."""
+    count = np.zeros(experts, np.int64)
+    for expert in slots.ravel():
+        count[expert] += 1
+    return count
+
+
+@compiled
 def lay(
     heat: Floats, weight: Floats, risk: float, slots: Ints, price: Floats, head: Floats
 ) -> Board:
     """Set up a layer for the search; `slots` is used in place."""
     samples, experts = heat.shape
     ranks, per_rank = slots.shape
+    most = max(ranks, counted(slots, experts).max())  # more only where a rank holds one twice
     count = np.zeros(experts, np.int64)
-    holders = np.zeros((experts, ranks), np.int64)
+    holders = np.zeros((experts, most), np.int64)
     hosts = np.zeros((ranks, experts), np.uint8)
     for rank in range(ranks):
         for slot in range(per_rank):
@@ -157,6 +178,7 @@ def lay(
         risk,
         slots,
         price,
+        price.max(),
         count,
         holders,
         hosts,
@@ -228,9 +250,27 @@ def look(board: Board, rank: int, weight: Floats, view: View) -> None:
                 view.heat[expert] += weight[k] * board.heat[k, expert] / scale
     for expert in range(view.heat.shape[0]):
         view.share[expert] = taxed(view.heat[expert] / board.copies[expert], view.risk[0])
-    for other in range(ranks):
-        for slot in range(board.slots.shape[1]):
-            view.loss[other, slot] = loss(board, view, other, board.slots[other, slot])
+    for expert in range(view.heat.shape[0]):
+        count = board.copies[expert]
+        view.more[expert] = view.losses[expert] = 0.0
+        if count > 1:
+            less = taxed(view.heat[expert] / (count - 1), view.risk[0])
+            view.more[expert] = less - view.share[expert]
+            for at in range(count):
+                holder = board.holders[expert, at]
+                then = up(view.load[holder] + view.more[expert], board.sharp)
+                view.losses[expert] += then - view.power[holder]
+    view.loss[:] = -1.0
+    view.order[:] = np.argsort(view.load, kind="mergesort")
+
+
+@compiled
+def lost(board: Board, view: View, rank: int, slot: int) -> float:
+    """What the powers of the other holders gain if that slot's replica goes: 0 or more."""
+    if view.loss[rank, slot] < 0:
+        view.loss[rank, slot] = loss(board, view, rank, board.slots[rank, slot])
+    found: float = view.loss[rank, slot]
+    return found
 
 
 @compiled

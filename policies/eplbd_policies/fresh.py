@@ -97,10 +97,10 @@ def rename(slots: Ints, price: Floats, head: Floats) -> None:
     """
     ranks, per_rank = slots.shape
     cost = np.zeros((ranks, ranks))  # of set, at rank
+    wherever = np.ascontiguousarray(price.T)
     for group in range(ranks):
-        for rank in range(ranks):
-            for slot in range(per_rank):
-                cost[group, rank] += price[rank, slots[group, slot]]
+        for slot in range(per_rank):
+            cost[group] += wherever[slots[group, slot]]
     old, flat = slots.copy(), cost.ravel()
     dearest = flat.max()  # most pairs of a large group, and in no need of sorting
     saving = np.flatnonzero(flat < dearest)

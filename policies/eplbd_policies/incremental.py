@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from eplbd import Budget, Heat, Placement, Register, Topology, align, even_shares, hookimpl
 from eplbd_policies import weighted
 from eplbd_policies.allowance import allowed, within
-from eplbd_policies.board import Floats, Ints, compiled, lay
+from eplbd_policies.board import Floats, Ints, compiled, counted, lay
 from eplbd_policies.forecast import SAMPLES
 from eplbd_policies.fresh import construct, rename
 from eplbd_policies.outlook import Outlook, doubt, headstart, look_ahead
-from eplbd_policies.search import Terms, moved, peak, repair
+from eplbd_policies.search import Terms, crest, effort, moved, peak, repair
 from eplbd_policies.shake import shake
+from eplbd_policies.weigh import carried
 from eplbd_policies.weighted import Plan
 
 REACH = 0.04
@@ -28,8 +29,12 @@ REACH = 0.04
 LEAST = 2e-4
 """Gain of a step, of the mean rank load, that is worth the time; less where moves are cheaper."""
 ROUNDING = 1e-7
-STEPS_PER_SLOT = 4
-"""The search ends by itself in fewer than one step per slot; this only bounds it."""
+WORK = 500_000_000
+"""Evaluations that one proposal makes at most, give or take a layer: seconds of one core."""
+RANKS_PER_STEP = 8
+"""A layer that is planned may have a step for every so many ranks."""
+FITS = 8
+"""Times that fitting shares goes over all samples of a layer, for every expert and rank."""
 DEAREST = 0.1
 """To meet a budget the price of moves is raised up to this, then layers are left out."""
 STRIDE = 8.0
@@ -60,82 +65,121 @@ def doubled(slots: Ints) -> bool:
 
 @compiled
 def settle(
-    outlook: Outlook, layer: int, price: Floats, cost: float, room: int, slots: Ints
+    outlook: Outlook, layer: int, price: Floats, cost: float, room: int, left: Ints, slots: Ints
 ) -> tuple[float, int]:
-    """Repair `slots` or replace them by a fresh placement, in place; the taxed peak, and moves."""
+    """Repair `slots` or replace them by a fresh placement, in place; the taxed peak, and moves.
+
+    left: `[1]` evaluations that the layer may have; what they came to is taken off.
+    """
     heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
-    head = outlook.head
-    ranks, per_rank = slots.shape
-    limit = STEPS_PER_SLOT * slots.size
-    least = max(min(LEAST, cost), ROUNDING)
+    head, least = outlook.head, max(min(LEAST, cost), ROUNDING)
+    board = lay(heat, weight, risk, slots, price, head)
     best, moves = np.inf, 0
     if not doubled(slots):
-        board = lay(heat, weight, risk, slots, price, head)
-        moves = repair(board, Terms(cost, least), room, limit)
+        moves = repair(board, Terms(cost, least), room, left)
         best = peak(board, risk)
-    other = np.empty((ranks, per_rank), np.int64)
-    mean = np.zeros(heat.shape[1])
-    for k in range(weight.shape[0]):
-        mean += weight[k] * heat[k]
-    construct(mean, head, other)
-    rename(other, price, head)
-    board = lay(heat, weight, risk, other, price, head)
-    if best + cost * moves > 1.0 + REACH + cost * moved(board):
-        repair(board, Terms(0.0, least), slots.size, limit)
-        rename(other, price, head)
+    # Where repair is stuck; where it was cut short, only what would pay if it moved everything.
+    sure = slots.size if left[0] <= 0 else 0
+    if best + cost * moves > 1.0 + REACH + cost * sure:
+        other = np.empty(slots.shape, np.int64)
+        afresh(outlook, layer, price, other)
+        left[0] -= slots.size * slots.shape[0]
         board = lay(heat, weight, risk, other, price, head)
-        needed = repair(board, Terms(cost, least), slots.size, limit)
-        if needed <= room and peak(board, risk) + cost * needed < best + cost * moves:
-            slots[:] = other
-    shake(board, Terms(cost, least), room, slots)
-    board = lay(heat, weight, risk, slots, price, head)
-    return peak(board, risk), moved(board)
+        if best + cost * moves > 1.0 + REACH + cost * moved(board):
+            repair(board, Terms(0.0, least), slots.size, left)
+            rename(other, price, head)
+            left[0] -= slots.size * slots.shape[0]
+            board = lay(heat, weight, risk, other, price, head)
+            needed = repair(board, Terms(cost, least), slots.size, left)
+            value = peak(board, risk)
+            if needed <= room and value + cost * needed < best + cost * moves:
+                best, moves = value, needed
+                slots[:] = other
+    if shake(board, Terms(cost, least), room, slots):
+        board = lay(heat, weight, risk, slots, price, head)
+        best, moves = peak(board, risk), moved(board)
+    return best, moves
 
 
 @compiled
-def threshold(outlook: Outlook, layer: int, weights: Weights, slots: Ints, count: Ints) -> float:
+def afresh(outlook: Outlook, layer: int, price: Floats, slots: Ints) -> None:
+    """Fill `slots` for the samples' mean, by ranks where the moves are few."""
+    heat, weight = outlook.heat[layer], outlook.weight[layer]
+    mean = np.zeros(heat.shape[1])
+    for k in range(weight.shape[0]):
+        mean += weight[k] * heat[k]
+    construct(mean, outlook.head, slots)
+    rename(slots, price, outlook.head)
+
+
+@compiled
+def threshold(outlook: Outlook, layer: int, weights: Weights, slots: Ints) -> float:
     """What a layer's peak has to fall by to be touched: more than noise explains, and enough."""
-    mean = outlook.mean[layer]
+    mean, count = outlook.mean[layer], counted(slots, outlook.heat.shape[2])
     chance = doubt(outlook.noise[layer], slots, count, outlook.steps, mean)
     return weights.caution * chance + weights.min_gain
 
 
 @compiled
-def plan(outlook: Outlook, price: Floats, weights: Weights, room: int, found: Plan) -> None:
-    """Plan every layer of `found`, which holds what is in force, for even splits.
+def plan(
+    outlook: Outlook, price: Floats, weights: Weights, room: int, left: Ints, found: Plan
+) -> None:
+    """Plan the layers of `found`, which holds what is in force, for even splits.
 
-    price: `[L, R, E]`. room: moves of a layer at most.
+    price: `[L, R, E]`. room: moves of a layer at most. left: `[1]` evaluations that may still be
+    made. They are shared evenly by the layers that have something to gain, hottest first; what one
+    leaves is the next one's. Where that is little, fewer layers have more of it: a few steps would
+    gain too little to touch a layer for, in this cycle and in every later one.
     """
-    for layer in range(found.moves.shape[0]):
-        if outlook.mean[layer] <= 0:
-            continue
-        heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
+    before, excess = np.zeros(found.moves.shape[0]), np.zeros(found.moves.shape[0])
+    least = np.zeros(found.moves.shape[0])
+    for layer in range(before.shape[0]):
+        if outlook.mean[layer] > 0:
+            heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
+            slots = found.slots[layer]
+            before[layer] = crest(heat, weight, risk, outlook.head, slots)
+            least[layer] = threshold(outlook, layer, weights, slots)
+            excess[layer] = before[layer] - 1.0 - least[layer]
+    hot = np.argsort(-excess, kind="mergesort")[: (excess > 0).sum()]
+    floor = found.slots.shape[1] // RANKS_PER_STEP + 1
+    floor *= effort(found.slots[0], outlook.heat.shape[1])
+    for at in range(hot.shape[0]):
+        if left[0] <= 0:
+            break
+        part = np.array([max(left[0] // (hot.shape[0] - at), floor)])
+        left[0] -= part[0]
+        layer = hot[at]
         slots = found.slots[layer].copy()
-        board = lay(heat, weight, risk, slots, price[layer], outlook.head)
-        before = peak(board, risk)
-        least = threshold(outlook, layer, weights, slots, board.copies)
-        if before - 1.0 <= least:
-            continue
-        after, needed = settle(outlook, layer, price[layer], weights.move_cost, room, slots)
-        if before - after > least:
-            found.gain[layer], found.moves[layer] = before - after, needed
+        cost = weights.move_cost
+        after, needed = settle(outlook, layer, price[layer], cost, room, part, slots)
+        left[0] += part[0]
+        if before[layer] - after > least[layer]:
+            found.gain[layer], found.moves[layer] = before[layer] - after, needed
             found.slots[layer] = slots
 
 
 @compiled
 def weigh(
-    outlook: Outlook, price: Floats, weights: Weights, room: int, now: Plan, found: Plan
+    outlook: Outlook, price: Floats, weights: Weights, room: int, most: int, now: Plan, found: Plan
 ) -> None:
-    """Settle every layer of `found`, planned for even splits, with shares, against `now`."""
+    """Settle `found`, planned for even splits, with shares, against `now`.
+
+    most: layers at most, hottest first; the others stay as they are now.
+    """
     terms = weighted.Terms(weights.move_cost, weights.min_gain, room)
-    for layer in range(found.moves.shape[0]):
+    before = np.zeros(found.moves.shape[0])
+    for layer in range(before.shape[0]):
         if outlook.mean[layer] > 0:
-            slots = now.slots[layer]
-            count = np.zeros(outlook.heat.shape[2], np.int64)
-            for expert in slots.ravel():
-                count[expert] += 1
-            least = threshold(outlook, layer, weights, slots, count)
-            weighted.weigh(outlook, layer, price[layer], terms, least, now, found)
+            heat, weight, risk = outlook.heat[layer], outlook.weight[layer], outlook.risk[layer]
+            slots, share = now.slots[layer], now.share[layer]
+            before[layer] = carried(heat, weight, risk, outlook.head, slots, share)
+    hot = np.argsort(-before, kind="mergesort")[: (before > 0).sum()]
+    for layer in hot[:most]:
+        least = threshold(outlook, layer, weights, now.slots[layer])
+        weighted.weigh(outlook, layer, price[layer], terms, least, now, found)
+    for layer in hot[most:]:
+        found.gain[layer], found.moves[layer] = 0.0, 0
+        found.slots[layer] = now.slots[layer]
 
 
 class Incremental:
@@ -208,13 +252,15 @@ class Incremental:
         # Ranks move at the same time, so a layer's transfers last as long as a rank's part of them.
         cost, limit = options.move_cost / ranks, allowed(budget)
         room = current.slots.size if limit is None else limit
-        found: Plan | None = None
-        while found is None or (found.moves.sum() > room and cost < DEAREST):
-            weights = Weights(cost, options.min_gain, options.caution)
-            found = as_plan(current)
-            plan(outlook, price, weights, room, found)
+        left, found = np.array([WORK]), now
+        while found is now or (found.moves.sum() > room and cost < DEAREST and left[0] > 0):
+            weights, trial = Weights(cost, options.min_gain, options.caution), as_plan(current)
+            plan(outlook, price, weights, room, left, trial)
             if budget.weighted:
-                weigh(outlook, price, weights, room, now, found)
+                most = max(WORK // (FITS * ranks * outlook.heat[0].size), 1)
+                weigh(outlook, price, weights, room, most, now, trial)
+            if found is now or left[0] > 0:
+                found = trial
             over = found.moves.sum() / max(room, 1)
             cost = max(min(max(over, 2.0), STRIDE) * cost, 1e-4)
         return found

@@ -18,7 +18,9 @@ from eplbd_policies.board import (
     compiled,
     copy,
     copy_gain,
+    counted,
     look,
+    lost,
     measure,
     swap,
     swap_gain,
@@ -30,6 +32,9 @@ CANDIDATES = 12
 """Steps that are evaluated on all samples; the others go by a weighted mean of the samples. More of
 them, or further ranks to relieve than the hottest, fit the window better and the next one no
 better, at three times the time."""
+ABREAST = 256
+"""Ranks that a step looks at beside the hottest, the coolest ones: in a crowd, one is as good as
+the next."""
 SWAP, COPY = 0, 1
 
 
@@ -84,7 +89,10 @@ def screen_swaps(
     """Offer every exchange of a replica of `hot` for a lighter one of another rank."""
     per_rank = board.slots.shape[1]
     before, sharp = view.power[hot], board.sharp
-    for rank in np.argsort(view.load, kind="mergesort"):
+    refund = 2.0 * cost * board.dearest
+    for rank in view.order:
+        if not view.near[rank]:
+            continue
         both = before + view.power[rank]
         # No exchange does better than to make the two ranks equal, at no price.
         most = (both - 2.0 * up((view.load[hot] + view.load[rank]) / 2.0, sharp)) * scale
@@ -94,6 +102,10 @@ def screen_swaps(
             given = board.slots[hot, own]
             if board.hosts[rank, given]:
                 continue
+            lightest = up(view.load[hot] - view.share[given], sharp)
+            most = (both - lightest - view.power[rank]) * scale + refund
+            if most <= picks.value[CANDIDATES - 1]:
+                continue
             for slot in range(per_rank):
                 taken = board.slots[rank, slot]
                 lighter = view.share[given] - view.share[taken]
@@ -101,6 +113,8 @@ def screen_swaps(
                     continue
                 cooler, warmer = view.load[hot] - lighter, view.load[rank] + lighter
                 value = (both - up(cooler, sharp) - up(warmer, sharp)) * scale
+                if value + refund <= picks.value[CANDIDATES - 1]:
+                    continue
                 value -= cost * swap_price(board.price, hot, rank, given, taken)
                 if value > picks.value[CANDIDATES - 1]:
                     known = offer(picks, known, value, SWAP, rank, own, slot)
@@ -114,6 +128,7 @@ def screen_copies(
     """Offer a further replica of each expert of `hot`, in place of any spare one elsewhere."""
     ranks, per_rank = board.slots.shape
     before, sharp = view.power[hot], board.sharp
+    refund = cost * board.dearest
     for own in range(per_rank):
         expert = board.slots[hot, own]
         if board.copies[expert] >= ranks:
@@ -121,15 +136,25 @@ def screen_copies(
         less = taxed(view.heat[expert] / (board.copies[expert] + 1), view.risk[0])
         relief = before - up(view.load[hot] - view.share[expert] + less, sharp)
         for rank in range(ranks):
-            if rank == hot or board.hosts[rank, expert]:
+            most = (relief + view.power[rank]) * scale + refund
+            if most <= picks.value[CANDIDATES - 1] or rank == hot or board.hosts[rank, expert]:
+                continue
+            if not view.near[rank]:
                 continue
             for slot in range(per_rank):
                 spare = board.slots[rank, slot]
                 if board.copies[spare] < 2:
                     continue
                 then = up(view.load[rank] - view.share[spare] + less, sharp)
-                value = (relief + view.power[rank] - then - view.loss[rank, slot]) * scale
-                value -= cost * (board.price[rank, expert] - board.price[rank, spare])
+                cooler = relief + view.power[rank] - then
+                price = cost * (board.price[rank, expert] - board.price[rank, spare])
+                if cooler * scale - price <= picks.value[CANDIDATES - 1]:
+                    continue
+                its = up(view.load[rank] + view.more[spare], sharp) - view.power[rank]
+                least = view.losses[spare] * (1.0 - 1e-9) - its
+                if (cooler - least) * scale - price <= picks.value[CANDIDATES - 1]:
+                    continue
+                value = (cooler - lost(board, view, rank, slot)) * scale - price
                 if value > picks.value[CANDIDATES - 1]:
                     known = offer(picks, known, value, COPY, rank, expert, slot)
     return known
@@ -145,6 +170,7 @@ def screen_drops(
         spare = board.slots[hot, slot]
         if board.copies[spare] < 2:
             continue
+        loss = lost(board, view, hot, slot)
         for expert in range(view.heat.shape[0]):
             if board.hosts[hot, expert]:
                 continue
@@ -152,7 +178,7 @@ def screen_drops(
             lighter = view.share[spare] - less
             if lighter <= 0:
                 continue
-            value = (before - up(view.load[hot] - lighter, sharp) - view.loss[hot, slot]) * scale
+            value = (before - up(view.load[hot] - lighter, sharp) - loss) * scale
             value -= cost * (board.price[hot, expert] - board.price[hot, spare])
             if value > picks.value[CANDIDATES - 1]:
                 known = offer(picks, known, value, COPY, hot, expert, slot)
@@ -204,10 +230,20 @@ def moved(board: Board) -> int:
 
 
 @compiled
-def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
+def effort(slots: Ints, samples: int) -> int:
+    """What one step of a search comes to, in evaluations: on each rank, of all pairs of slots.
+
+    And of its samples, of which four take the time of a pair.
+    """
+    ranks, per_rank = slots.shape
+    return int(ranks * (per_rank * per_rank + samples // 4))
+
+
+@compiled
+def repair(board: Board, terms: Terms, room: int, left: Ints) -> int:
     """Improve the placement until no step gains more than its moves cost; the moves it needs.
 
-    room: moves at most. limit: steps at most.
+    room: moves at most. left: `[1]` evaluations that may still be made, in which steps are counted.
     """
     ranks, samples = board.load.shape
     experts, per_rank = board.copies.shape[0], board.slots.shape[1]
@@ -218,14 +254,21 @@ def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
         np.empty(experts),
         np.empty(1),
         np.empty((ranks, per_rank)),
+        np.empty(experts),
+        np.empty(experts),
+        np.empty(ranks, np.int64),
+        np.empty(ranks, np.uint8),
     )
     picks = Picks(np.empty(CANDIDATES), np.empty((CANDIDATES, 4), np.int64))
-    hot, total = np.empty(ranks), np.empty(samples)
+    hot, total, touched = np.empty(ranks), np.empty(samples), np.zeros(ranks, np.uint8)
     room -= moved(board)
-    for _ in range(limit):
+    while left[0] > 0:
+        left[0] -= effort(board.slots, samples)
         measure(board, hot)
         rank = int(np.argmax(hot))
         look(board, rank, total, view)
+        view.near[:] = touched
+        view.near[view.order[:ABREAST]] = 1
         picks.value[:] = 0.0
         scale = hot[rank] / (SHARP_POWER if board.sharp else POWER) / view.power[rank]
         known = screen_swaps(board, view, rank, scale, terms.cost, picks, 0)
@@ -239,25 +282,32 @@ def repair(board: Board, terms: Terms, room: int, limit: int) -> int:
             swap(board, rank, other, first, slot)
         else:
             copy(board, other, first, slot)
+        touched[rank] = touched[other] = 1
         room -= moves
     return moved(board)
 
 
 @compiled
 def peak(board: Board, risk: float) -> float:
+    """The placement's `crest`, taxed by `risk`."""
+    return crest(board.heat, board.weight, risk, board.head, board.slots)
+
+
+@compiled
+def crest(heat: Floats, weight: Floats, risk: float, head: Floats, slots: Ints) -> float:
     """Mean over samples of the hottest rank's load, taxed by `risk`; the mean rank's load is 1.
 
-    Head starts are part of it.
+    Head starts `[R]` are part of it.
     """
-    ranks, per_rank = board.slots.shape
-    worst = 0.0
-    for k in range(board.weight.shape[0]):
+    ranks, per_rank = slots.shape
+    copies, worst = counted(slots, heat.shape[1]), 0.0
+    for k in range(weight.shape[0]):
         hottest = 0.0
         for rank in range(ranks):
-            load = board.head[rank]
+            load = head[rank]
             for slot in range(per_rank):
-                expert = board.slots[rank, slot]
-                load += taxed(board.heat[k, expert] / board.copies[expert], risk)
+                expert = slots[rank, slot]
+                load += taxed(heat[k, expert] / copies[expert], risk)
             hottest = max(hottest, load)
-        worst += board.weight[k] * hottest
+        worst += weight[k] * hottest
     return worst

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd_policies.board import Board, Ints, compiled, copy, lay, swap
-from eplbd_policies.search import Terms, peak, repair
+from eplbd_policies.search import Terms, effort, peak, repair
 
 LARGEST = 64
 """Slots of a layer beyond which a search stands too seldom in a bad optimum to pay for this."""
@@ -44,23 +44,24 @@ def strike(board: Board, seed: NDArray[np.uint64]) -> None:
 
 
 @compiled
-def shake(of: Board, terms: Terms, room: int, slots: Ints) -> None:
-    """Improve `slots` `[R, S]` in place; nothing happens to a layer of more than `LARGEST`.
+def shake(of: Board, terms: Terms, room: int, slots: Ints) -> bool:
+    """Improve `slots` `[R, S]` in place; whether it did. No layer of more than `LARGEST` is tried.
 
     of: of the same layer, whatever it holds.
     """
     if slots.size > LARGEST or slots.shape[0] < 2:
-        return
+        return False
     seed = np.array([1], np.uint64)
     board = lay(of.heat, of.weight, of.risk, slots.copy(), of.price, of.head)
-    moves = repair(board, terms, room, 0)
-    best = peak(board, of.risk) + terms.cost * moves
+    moves = repair(board, terms, room, np.zeros(1, np.int64))
+    best, better = peak(board, of.risk) + terms.cost * moves, False
     for _ in range(WORK // slots.size):
         board = lay(of.heat, of.weight, of.risk, slots.copy(), of.price, of.head)
         for _ in range(BLOWS):
             strike(board, seed)
-        moves = repair(board, terms, room, slots.size)
+        moves = repair(board, terms, room, np.array([slots.size * effort(slots, of.weight.size)]))
         found = peak(board, of.risk) + terms.cost * moves
         if found < best and moves <= room:
-            best = found
+            best, better = found, True
             slots[:] = board.slots
+    return better

@@ -1,8 +1,10 @@
 """Nothing that is compiled reads or writes out of bounds: asked with every index checked.
 
-The interpreter checks each index of what numba would compile, in seconds where compiling with
-checks takes minutes. Faults seeded into a copy show that it would be noticed. `test_flashlb` runs
-the two policies that compile fast with numba's own checks as well.
+Not the whole suite runs so: every compiled policy is asked a few questions of each kind. The
+interpreter checks each index of what numba would compile, in seconds where compiling with checks
+takes minutes; an index below zero counts from the end in both, and is not seen by either. Faults
+seeded into a copy show that it would be noticed. `test_flashlb` runs the two policies that compile
+fast with numba's own checks as well.
 """
 
 import os
@@ -23,7 +25,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import eplbd_policies
-from eplbd import Budget, Heat, Topology
+from eplbd import Budget, Heat, Placement, Topology
 from tests.policies.asked import counts, new, start
 
 assert Path(eplbd_policies.__file__).parent == Path(sys.argv[1]), eplbd_policies.__file__
@@ -39,6 +41,11 @@ for experts, ranks, slots in [(8, 4, 6), (30, 7, 5), (66, 11, 7), (4, 1, 4)]:
     for window, budget in [(steps, tight), (extreme, free), (steps, shares)]:
         window.setflags(write=False)
         placement = policy.propose(Heat(window, "all"), topology, placement, budget)
+twice = Placement(np.array([[[0, 1, 2, 0], [0, 3, 1, 0]]], np.int32), 4)
+for budget in (free, tight, shares):  # expert 0 is in more slots than there are ranks
+    heat = Heat(counts(1, 4, 17), "all")
+    heat.steps.setflags(write=False)
+    policy.propose(heat, Topology.single_node(2, 4), twice, budget)
 """
 
 FAULTS = (  # policy, module, line, and the line that reaches one too far

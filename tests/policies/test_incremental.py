@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from eplbd import Budget, Heat, Placement, Topology
 from eplbd_policies.board import (
     Board,
     copy,
@@ -26,7 +27,8 @@ from eplbd_policies.forecast import (
     sample,
 )
 from eplbd_policies.fresh import construct, rename
-from eplbd_policies.search import Terms, moved, peak, repair
+from eplbd_policies.incremental import Incremental
+from eplbd_policies.search import Terms, effort, moved, peak, repair
 from eplbd_policies.shake import LARGEST, shake
 from tests.policies.asked import counts
 
@@ -141,6 +143,11 @@ def layer(shape: tuple[int, int, int, int], risk: float = 0.1) -> Board:
     return lay(heat, np.full(4, 0.25), risk, slots, price, head)
 
 
+def allowed(board: Board, most: int) -> Ints:
+    """Work for so many steps."""
+    return np.array([most * effort(board.slots, board.weight.size)])
+
+
 def again(board: Board) -> Board:
     """The same layer, everything counted anew."""
     return lay(board.heat, board.weight, board.risk, board.slots, board.price, board.head)
@@ -211,7 +218,7 @@ def test_a_gain_is_what_the_norm_falls_by(shape: tuple[int, int, int, int]) -> N
 def test_repair_at_no_cost_never_raises_the_norm(shape: tuple[int, int, int, int]) -> None:
     board = layer(shape, risk=0.0)
     before = norm(board)
-    repair(board, Terms(0.0, 1e-6), board.slots.size, 100)
+    repair(board, Terms(0.0, 1e-6), board.slots.size, allowed(board, 100))
     assert norm(board) <= before + 1e-9
     assert is_placement(board.slots, shape[2])
     assert same(board)
@@ -221,7 +228,20 @@ def test_repair_at_no_cost_never_raises_the_norm(shape: tuple[int, int, int, int
 @given(shapes(), st.integers(0, 12), st.sampled_from([0.0, 0.001, 0.05]))
 def test_repair_keeps_to_its_room(shape: tuple[int, int, int, int], room: int, cost: float) -> None:
     board = layer(shape)
-    assert repair(board, Terms(cost, 1e-4), room, 100) == moved(board) <= room
+    assert repair(board, Terms(cost, 1e-4), room, allowed(board, 100)) == moved(board) <= room
+
+
+@searched
+@given(shapes(), st.integers(0, 5))
+def test_repair_takes_no_more_steps_than_allowed(
+    shape: tuple[int, int, int, int], most: int
+) -> None:
+    """A step changes two ranks at most, and two slots."""
+    board = layer(shape)
+    before, left = board.slots.copy(), allowed(board, most)
+    repair(board, Terms(0.0, 1e-9), board.slots.size, left)
+    assert (before != board.slots).sum() <= 2 * most
+    assert 0 <= left[0] <= most * effort(board.slots, board.weight.size)
 
 
 @searched
@@ -265,3 +285,16 @@ def test_large_layers_are_not_shaken() -> None:
     slots = board.slots.copy()
     shake(board, Terms(0.0, 1e-4), 99, slots)
     assert np.array_equal(slots, board.slots)
+
+
+@pytest.mark.parametrize("neighbour", [1, 2, 3])
+def test_of_two_moves_that_gain_alike_the_near_one_is_taken(neighbour: int) -> None:
+    """Ranks 1 to 3 hold the same; a copy of what is hot on rank 0 would do as well on any."""
+    current = Placement(np.array([[[0, 1], [2, 3], [2, 3], [2, 3]]], np.int32), 4)
+    node_of = tuple(int(rank not in {0, neighbour}) for rank in range(4))
+    steps = np.repeat(np.array([[[100, 60, 60, 60]]], np.int32), 16, axis=0)
+    steps.setflags(write=False)
+    answer = Incremental(Incremental.Options()).propose(
+        Heat(steps, "all"), Topology(4, 2, node_of), current, Budget(1, None, 10.0, 1)
+    )
+    assert np.flatnonzero(answer.hosts()[0, :, 0]).tolist() == [0, neighbour]
