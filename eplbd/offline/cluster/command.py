@@ -30,6 +30,12 @@ WARM_UP_S = 2.0
 LEAST_RANKS = 8
 """Of the groups that `--plot` compares; each has twice as many as the one before."""
 
+WHOLE_RANKS = 1024
+"""Larger groups of a plot run for as much less time as they are larger: their ranks are real."""
+
+LEAST_S = 5.0
+"""But for so long: a rebalance has its epochs then."""
+
 EAGER = Settings(
     balance=BalanceSettings(interval_s=5.0, par_trigger=1.0, min_gain=-1e9, horizon_s=1e9),
     alarms=AlarmSettings(losing_cycles=0),
@@ -128,7 +134,7 @@ def command(options: Options, json: str | None, plot: Path | None) -> None:
     if plot is not None and plot.suffix not in plots.SUFFIXES:
         raise ConfigError(f"{plot}: a plot is written as {' or '.join(plots.SUFFIXES)}")
     sizes = _sizes(options.ranks) if plot is not None else [options.ranks]
-    rows = [run(replace(options, ranks=ranks)) for ranks in sizes]
+    rows = [run(_of_size(options, ranks)) for ranks in sizes]
     if plot is not None:
         with plots.style():
             made, axes = plots.figure(2, 2)
@@ -144,8 +150,16 @@ def _sizes(most: int) -> list[int]:
     return [ranks for ranks in (LEAST_RANKS << n for n in range(20)) if ranks <= most]
 
 
+def _of_size(options: Options, ranks: int) -> Options:
+    """The options of one run of several."""
+    whole = options.seconds
+    less = max(LEAST_S, whole * WHOLE_RANKS / ranks)
+    return replace(options, ranks=ranks, seconds=float(round(min(whole, less))))
+
+
 _COLUMNS = (
     ("nodes", "nodes", 0),
+    ("seconds", "seconds", 0),
     ("leader, cores", "leader_core", 3),
     ("longest turn, ms", "leader_longest_turn_ms", 0),
     ("relay, cores", "relay_core_mean", 3),

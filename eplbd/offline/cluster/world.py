@@ -5,6 +5,7 @@ Owns what is connected to what. Must not know figures.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,9 @@ POLL_S = 0.05
 """An agent thread's longest sleep, as in the worker."""
 
 TOPK = 8
+
+COPIES = 64
+"""Frames of which a copy is kept: some of one node's bundle, and what all nodes have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class World:
         self._sent = [0] * plan.ranks
         self._clocks = [self._clock() for _ in range(plan.hosts)]
         self._kept: dict[str, e.Persist] = {}
+        self._copies: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
+        """By what a frame is of, which lives as long as it is here."""
         self.daemons = [self._daemon(host) for host in range(plan.hosts)]
         self._host_of = {d.address.key.encode(): host for host, d in enumerate(self.daemons)}
         for daemon in self.daemons:
@@ -167,10 +173,22 @@ class World:
         if self.daemons[target].node is None:
             return False
         leader = sender if way is Way.DOWN else None
-        copied = [bytes(frame) for frame in frames]
+        copied = [self._copied(frame) for frame in frames]
         letter = Letter(sender.key.encode(), copied, leader, local=False)
         self.network.send(host, target, partial(self.daemons[target].arrived, letter))
         return True
+
+    def _copied(self, frame: bytes | memoryview) -> bytes:
+        """A frame as it arrives: of what goes to many nodes in one turn there is one copy."""
+        if not isinstance(frame, memoryview):
+            return frame
+        key = id(frame.obj)
+        if key not in self._copies:
+            self._copies[key] = frame.obj, bytes(frame)
+        self._copies.move_to_end(key)
+        if len(self._copies) > COPIES:
+            self._copies.popitem(last=False)
+        return self._copies[key][1]
 
     def _hear(self, rank: Rank, frames: Frames) -> None:
         _, message = LEADER.decode(frames)
