@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd.core.heat import Budget, Heat
+from eplbd.core.orders import Orders
 from eplbd.core.placement import Placement, even_shares
 from eplbd.core.topology import Topology
 
@@ -76,6 +77,7 @@ def problems(*, large: bool = True, deadline_s: float = 5.0) -> Iterator[Problem
             yield from _questions(name, heat, topology, free, tight=kind in _TIGHT)
         yield from _weighted(shape, heat_of(layers, experts, 8, 7), topology, free)
     yield from _histories(free)
+    yield from _unlike(free)
     yield from _random(free)
     if large:
         nodes = tuple(rank // 8 for rank in range(32))
@@ -140,6 +142,36 @@ def _histories(free: Budget) -> Iterator[Problem]:
     duplicated = Placement(twice, 32)
     name = "an expert twice on a rank in force"
     yield Problem(name, heat_of(2, 32, 16, 11), wide, duplicated, free)
+    name = "an expert on more slots than there are ranks"
+    crowded = Placement(np.array([[[0, 1, 2, 0], [0, 3, 1, 0]]] * 2, dtype=np.int32), 4)
+    narrow = Topology.single_node(2, 4)
+    yield from (
+        Problem(f"{name}{what}", heat_of(2, 4, 16, 13), narrow, crowded, budget)
+        for what, budget in (("", free), (", 1 move allowed", replace(free, moves=1)))
+    )
+
+
+def _unlike(free: Budget) -> Iterator[Problem]:
+    """Ranks that are not like the others: slow ones, and one that is drained or masked.
+
+    Of that one a policy is not told: it is shown the group without it.
+    """
+    nodes = (0, 0, 0, 1, 1, 1)
+    current, heat = Placement.linear(2, 16, 6, 4), heat_of(2, 16, 16, 12)
+    for name, speed in (
+        ("a rank of half the speed", (1.0, 1.0, 0.5, 1.0, 1.0, 1.0)),
+        ("no two ranks of one speed", (3.0, 0.7, 1.0, 1.3, 0.01, 2.0)),
+    ):
+        topology = Topology(6, 4, nodes, speed)
+        yield from _questions(name, heat, topology, free, tight=True)
+        yield from _weighted(name, heat, topology, free)
+    masked = Orders(drained=frozenset({1}))
+    for name, slow in (("a rank is masked", 1.0), ("a rank is masked, another one slow", 0.5)):
+        whole = Topology(6, 4, nodes, (1.0, 1.0, 1.0, slow, 1.0, 1.0))
+        shown, topology = masked.seen(current), masked.topology(whole)
+        yield Problem(name, heat, topology, shown, free)
+        yield Problem(f"{name}, 4 moves allowed", heat, topology, shown, replace(free, moves=4))
+        yield Problem(f"{name}, weighted", heat, topology, shown, replace(free, weighted=True))
 
 
 def _random(free: Budget) -> Iterator[Problem]:

@@ -159,7 +159,10 @@ def _check_budget(problem: Problem, answer: Placement) -> None:
 
 
 def _check_gain(problem: Problem, answer: Placement) -> None:
-    """By whichever measure the policy goes: one that gets better is enough."""
+    """By whichever measure the policy goes: one that gets better is enough.
+
+    One that does not mind ranks' speeds goes by their loads, another one by their times.
+    """
     current = problem.current
     if current.shares is not None and answer.shares is None:
         return  # it thinks of even splits only, and cannot know what these shares are worth
@@ -173,15 +176,19 @@ def _check_gain(problem: Problem, answer: Placement) -> None:
     _require(problem, "gain", better or not moves, nothing)
 
 
-def _slowness(problem: Problem, placement: Placement) -> tuple[float, float, float]:
+def _slowness(problem: Problem, placement: Placement) -> tuple[float, ...]:
     """PAR of the window's sum, mean over layers; hottest ranks' loads, summed over all steps.
 
-    And the spread of the window's loads, which tells two hottest ranks from one.
+    And the spread of the window's loads, which tells two hottest ranks from one. The same of times,
+    where they are other than loads.
     """
-    heat = problem.heat
-    load = rank_load(placement, heat.total)
-    steps = rank_load(placement, heat.steps).max(axis=-1)
-    return float(par(load).mean()), float(steps.sum()), float(np.square(load).sum())
+    heat, speed = problem.heat, np.array(problem.topology.speed)
+    load, steps = rank_load(placement, heat.total), rank_load(placement, heat.steps)
+    found: list[float] = []
+    for slowed in (1.0,) if (speed == speed[0]).all() else (1.0, speed):
+        hottest = (steps / slowed).max(axis=-1).sum()
+        found += [par(load / slowed).mean(), hottest, np.square(load / slowed).sum()]
+    return tuple(map(float, found))
 
 
 def _require(problem: Problem, law: str, kept: bool, sentence: str) -> None:  # noqa: FBT001

@@ -217,6 +217,19 @@ class Weighs(Keeps):
         return Placement(current.slots, current.experts, current.shares)
 
 
+class Minds(Keeps):
+    """Exchanges two experts so that the slowest rank is done soonest, where ranks are unlike."""
+
+    def propose(
+        self, heat: Heat, topology: Topology, current: Placement, budget: Budget
+    ) -> Placement:
+        speed = np.array(topology.speed)
+        if (speed == speed[0]).all() or budget.moves is not None or budget.bytes is not None:
+            return current
+        tried = exchanges(current) if current.shares is None else [current]
+        return min(tried, key=lambda one: float((rank_load(one, heat.total) / speed).max()))
+
+
 def exchanges(current: Placement) -> list[Placement]:
     """Every placement that differs by two slots of the first layer, and `current` itself."""
     row = current.slots[0].ravel()
@@ -285,6 +298,25 @@ def test_a_law_says_which_problem_it_was() -> None:
 
 def test_a_policy_that_needs_shares_is_asked_where_there_are_some() -> None:
     check_policy(Weighs, large=False)
+
+
+def test_a_policy_may_go_by_what_ranks_of_unequal_speed_take() -> None:
+    """Though their loads become less even by that."""
+    check_policy(Minds, large=False)
+    uneven = 0
+    for problem in problems(large=False):
+        asked = problem.heat, problem.topology, problem.current, problem.budget
+        answer = Minds().propose(*asked)
+        was, now = (rank_load(one, problem.heat.total) for one in (problem.current, answer))
+        uneven += bool((now.max(-1) > was.max(-1)).any())
+    assert uneven > 0
+
+
+def test_there_is_a_question_without_a_rank_of_the_group() -> None:
+    """As a policy sees a group whose engine masks a rank: fewer ranks, on nodes of unequal size."""
+    masked = [problem for problem in problems(large=False) if "masked" in problem.name]
+    assert {problem.topology.node_of for problem in masked} == {(0, 0, 1, 1, 1)}
+    assert {len(set(problem.topology.speed)) for problem in masked} == {1, 2}
 
 
 def test_options_are_the_policys_own() -> None:
