@@ -98,23 +98,29 @@ class EngineError(Exception):
 
 
 class Engine:
-    """The processes of one session."""
+    """The processes of one session, and those that have its scratch folder: torchrun's ranks."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], log: Path) -> None:
-        self.popen, self.log = popen, log
+    def __init__(self, popen: subprocess.Popen[bytes], log: Path, scratch: str) -> None:
+        self.popen, self.log, self.scratch = popen, log, scratch
 
     def processes(self) -> list[int]:
-        """Those of the session that live; zombies do not."""
+        """Those that live; zombies do not."""
         numbers = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         return [pid for pid in map(int, numbers) if self._has(pid)]
 
     def _has(self, pid: int) -> bool:
+        about = Path(f"/proc/{pid}")
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            stat = (about / "stat").read_text(encoding="utf-8", errors="replace")
+            state, _, _, session = stat.rpartition(")")[2].split()[:4]
+            if int(session) == self.popen.pid:
+                return state != "Z"
+            # Its ranks are sessions of their own. A process that has gone has no environment.
+            return f"TMPDIR={self.scratch}".encode() in (about / "environ").read_bytes().split(
+                b"\0"
+            )
         except OSError:
             return False
-        state, _, _, session = stat.rpartition(")")[2].split()[:4]
-        return int(session) == self.popen.pid and state != "Z"
 
     def wait(self) -> int:
         """Exit status. Raises EngineError where there is none in time."""
@@ -146,9 +152,10 @@ class Engine:
 
     def kill(self) -> None:
         """End whatever lives."""
-        for pid in (self.popen.pid, *self.processes()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while living := self.processes():
+            for pid in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.popen.wait()
 
 
@@ -168,7 +175,7 @@ def started(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) ->
                 cwd=scratch,
                 start_new_session=True,
             )
-        engine = Engine(popen, log)
+        engine = Engine(popen, log, scratch)
         try:
             yield engine
         finally:
@@ -180,7 +187,7 @@ class Server(Engine):
     """`vllm serve`, and its OpenAI interface. before: names in /dev/shm before it started."""
 
     def __init__(self, engine: Engine, port: int, model: str, before: set[str]) -> None:
-        super().__init__(engine.popen, engine.log)
+        super().__init__(engine.popen, engine.log, engine.scratch)
         self.port, self.model, self.before = port, model, before
 
     def ready(self) -> None:
