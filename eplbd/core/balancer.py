@@ -292,8 +292,7 @@ class Balancer:
             self.cycle_ended(cycle.tally, refused if refused in known else "refused", 0.0)
         if cycle.target is not None:
             self.recording.placement(self.group.epoch, cycle.target, Status.PROPOSED)
-        self.after()
-        return True
+        return True  # epochs begin with the next tick: whoever waits is answered in between
 
     def refused(self, reason: str, outcome: str, policy_s: float = 0.0) -> None:
         """The policy gave nothing usable, after `policy_s` seconds."""

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from eplbd.core import messages as m
-from eplbd.core.events import CycleEnded, EpochEnded, Note, Send, Stop, Stopping
+from eplbd.core.events import CycleEnded, EpochEnded, Note, Send, Stop, Stopping, Tick
 from tests.sim.world import Shape, World
 
 if TYPE_CHECKING:
@@ -181,8 +181,9 @@ class Script:
                     world.run_forward(which)
 
     def do_propose(self) -> None:
-        """The policy answers."""
+        """The policy answers; what comes of it begins with the next tick, at once here."""
         self._here.answer_policy()
+        self._here.feed(Tick(self._here.now))
 
     def do_exchange(self) -> None:
         """Let the leader's orders arrive, the ranks do them, and their answers arrive."""
