@@ -249,10 +249,12 @@ def test_the_command_refuses_what_makes_no_sense(given: str, told: str) -> None:
 @pytest.mark.skipif(not os.environ.get("EPLBD_NIGHTLY"), reason="nightly: takes minutes")
 @pytest.mark.timeout(1800)
 def test_a_thousand_ranks_are_led_by_half_a_core() -> None:
-    row = run(Options(seconds=20.0, interval_s=10.0, busy=True))
+    """Processor time over simulated time: a busy machine is slower in it, but waits for nobody."""
+    row = run(Options(seconds=20.0, interval_s=10.0))
     sys.stdout.write(json.dumps(row, indent=2))
     assert float(str(row["leader_core"])) < 0.5
     assert int(str(row["epochs_settled"])) > 2
-    assert row["attempts_max"] == 1
+    assert (row["attempts_max"], row["longest_wait_ms"]) == (1, 0)
     margin = int(str(row["margin_forwards"]))
     assert int(str(row["armed_to_settled_forwards_max"])) <= margin + 1
+    assert int(str(row["leader_bytes"])) < 1 << 29
