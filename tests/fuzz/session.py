@@ -117,6 +117,7 @@ class Doorway:
             pass  # as the daemon: logged, and left
         if isinstance(effect, AskPolicy):
             self.feed(turned(effect))
+            self.feed(Tick(self.node.now))  # with which its epochs begin
         self.settled += isinstance(effect, EpochEnded) and effect.outcome == "settled"
 
     def check_bounds(self, peers: int = PEERS) -> None:
