@@ -58,7 +58,7 @@ def test_one_group_over_three_nodes_is_balanced(rent: Rent) -> None:
         assert relay.served.line("uplink stands")["node"] == leader.name
         assert not lines(relay, "epoch ended"), "a relay has no part in it"
     said = [line for node in rack.nodes for line in node.served.lines]
-    # A slow machine is none of theirs, nor is what this policy proposes once nothing is left to gain.
+    # A slow machine is not their fault, nor what this policy proposes once nothing is left to gain.
     spared = {"slow step", "cycle ended"}
     warned = [line for line in said if line["level"] != "info" and line["event"] not in spared]
     assert not warned
