@@ -257,8 +257,8 @@ MUTANTS = (
     Mutant(
         "relay: forget which rank a peer is",
         NODE,
-        "        self.members[peer] = (hello.group, hello.rank)\n        self._forget(self",
-        "        self._forget(self",
+        "        self.members[peer] = (hello.group, hello.rank)\n        self.forget(self",
+        "        self.forget(self",
         RELAYS,
     ),
     Mutant(

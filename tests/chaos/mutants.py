@@ -179,9 +179,9 @@ MUTANTS = (
         "daemon: end where a record cannot be written",
         (
             (
-                "eplbd/runtime/daemon.py",
-                "                except OSError as error:\n                    self._take(e.Pers",
-                "                except KeyError as error:\n                    self._take(e.Pers",
+                "eplbd/runtime/keeper.py",
+                "        except OSError as error:\n            self._refused(PersistFailed",
+                "        except KeyError as error:\n            self._refused(PersistFailed",
             ),
         ),
         (f"{LIFE}::test_the_disk_is_full",),
