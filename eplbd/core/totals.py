@@ -23,7 +23,9 @@ class Totals:
 
     epochs, cycles: how many ended, by outcome. moves: by `Link`, in its order. stall_s: sum over
     epochs of the longest time that a rank's forward waited. settled_at: when an epoch settled last,
-    seconds, monotonic. epoch, cycle: the newest lines. scores: a shadow's newest line, by policy.
+    seconds, monotonic. epoch: the newest line. cycle: that of the newest rebalance which moved
+    experts and was measured: one that changes nothing says nothing of what a promise was worth.
+    scores: a shadow's newest line, by policy.
     """
 
     epochs: Mapping[str, int] = field(default_factory=dict)
@@ -39,7 +41,9 @@ class Totals:
         """With one line more, written at `now`."""
         match ended:
             case CycleEnded(outcome=outcome):
-                return replace(self, cycle=ended, cycles=_one_more(self.cycles, outcome))
+                told = ended.epochs_settled > 0 and ended.par_realised > 0.0
+                cycle = ended if told else self.cycle
+                return replace(self, cycle=cycle, cycles=_one_more(self.cycles, outcome))
             case ShadowScored(policy=policy):
                 return replace(self, scores={**self.scores, policy: ended})
             case EpochEnded(outcome=outcome):

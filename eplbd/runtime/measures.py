@@ -227,8 +227,8 @@ MEASURES: tuple[Measure, ...] = (
     ),
     _groups(
         "eplbd_cycle_imbalance_ratio",
-        "Mean PAR of the newest rebalance: before it, as predicted, and as realised once it "
-        "was measured.",
+        "Mean PAR of the newest rebalance that moved experts and was measured: before it, as "
+        "predicted, and as realised.",
         r.cycle,
         "of",
     ),

@@ -133,7 +133,7 @@ def imbalance(group: GroupOverview) -> Iterator[Sample]:
 
 
 def cycle(group: GroupOverview) -> Iterator[Sample]:
-    """PAR of the newest rebalance by `PARS`, as far as it was found."""
+    """PAR of the newest rebalance that was measured, by `PARS`, as far as it was found."""
     cycle = group.totals.cycle
     if cycle is not None:
         figures = (cycle.par_before, cycle.par_predicted, cycle.par_realised)

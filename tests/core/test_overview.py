@@ -54,7 +54,12 @@ def test_totals_are_the_sums_of_the_lines() -> None:
     assert sum(totals.epochs.values()) == len(lines)
     assert sum(totals.cycles.values()) == len(world.of(CycleEnded))
     assert sum(totals.moves) == sum(line.moves for line in settled)
-    assert (totals.epoch, totals.cycle) == (lines[-1], world.of(CycleEnded)[-1])
+    measured = [cycle for cycle in world.of(CycleEnded) if cycle.par_realised]
+    assert (totals.epoch, totals.cycle) == (lines[-1], measured[-1])
+    idle = replace(measured[-1], outcome="unchanged", epochs_settled=0, par_realised=0.0)
+    after = totals.after(idle, 0.0)
+    assert after.cycle == measured[-1], "what it promised, and what came of it, is still to be seen"
+    assert after.cycles["unchanged"] == totals.cycles.get("unchanged", 0) + 1
     size = look(world).expert_bytes
     for line in lines:
         assert sum(line.by_link) == line.moves

@@ -69,7 +69,7 @@ def settle(workers: list[Worker], url: str) -> dict[str, Metric]:
                 worker.say(worker.heat(1))
         if workers[0].forward % 20 == 0:
             found.update(scraped(url))
-        return sum(samples(found, "eplbd_cycles_total", outcome="applied")) > 0 if found else False
+        return bool(samples(found, "eplbd_cycle_imbalance_ratio", of="realised"))
 
     drive(workers, lambda: welcomed(workers), "both were welcomed")
     drive(workers, measured, "a rebalance was applied and measured")
