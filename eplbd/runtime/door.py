@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -21,7 +21,7 @@ import anyio
 import anyio.lowlevel
 import zmq
 import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
+from zmq.auth.base import Authenticator
 
 from eplbd.errors import ConfigError
 from eplbd.runtime.curve import BATCH, MISMATCH, Monitor, curve_socket, monitored
@@ -56,33 +56,42 @@ class Letter:
 
 Take: TypeAlias = Callable[[list[Letter]], None]
 
+Bound: TypeAlias = tuple[zmq.asyncio.Socket, Monitor]
+"""Watched from before it is bound: whoever speaks no CURVE knocks once and not again."""
+
 
 class Door:
     """A bound endpoint. Made by `open_door`; belongs to the loop that runs."""
 
     def __init__(
         self,
-        bound: Callable[[], contextlib.AbstractContextManager[zmq.asyncio.Socket]],
+        bound: Callable[[], contextlib.AbstractContextManager[Bound]],
         refused: Refused,
+        ask: Callable[[], Coroutine[None, None, None]],
     ) -> None:
-        self._bound, self._refused = bound, refused
+        self._bound, self._refused, self._ask = bound, refused, ask
         self._stack = contextlib.ExitStack()
-        self._router: zmq.asyncio.Socket | None = self._stack.enter_context(bound())
+        self._router: zmq.asyncio.Socket | None
+        self._router, self._monitor = self._stack.enter_context(bound())
         self._routes: dict[bytes, bytes] = {}
         self._renew = anyio.Event()
         self.trust = Trust({})
 
     async def run(self, take: Take) -> None:
-        """Hand on what comes from whom this node trusts, until cancelled."""
+        """Let in whom this node trusts and hand on what they say, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._ask)
+            await self._hand_on(take)
+
+    async def _hand_on(self, take: Take) -> None:
         while True:
             router = self._router or await self._opened_again()
             self._renew = anyio.Event()
-            with monitored(router, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL) as monitor:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._receive, router, take)
-                    tasks.start_soon(self._watch, monitor)
-                    await self._renew.wait()
-                    tasks.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._receive, router, take)
+                tasks.start_soon(self._watch, self._monitor)
+                await self._renew.wait()
+                tasks.cancel_scope.cancel()
             self.close()
 
     def admit(self, trust: Trust) -> None:
@@ -148,6 +157,11 @@ class Door:
             self._refused(UNKNOWN, key)
 
     async def _watch(self, monitor: Monitor) -> None:
+        """Tell of handshakes that failed.
+
+        A libzmq without CURVE hangs up when it reads our greeting. Where its own had not been read
+        here by then, that is a connection which broke, and nobody is told.
+        """
         while True:
             _, why = await monitor.event()
             self._refused(PLAIN if why == MISMATCH else OTHERS, b"")
@@ -157,23 +171,42 @@ class Door:
         attempts = 0
         while True:
             with contextlib.suppress(ConfigError):
-                self._router = router = self._stack.enter_context(self._bound())
-                return router
+                self._router, self._monitor = self._stack.enter_context(self._bound())
+                return self._router
             attempts += 1
             if attempts == ATTEMPTS:
                 self._refused(SHUT, b"")
             await anyio.sleep(AGAIN_S)
 
 
-class _Admission:
-    """Answers libzmq's question whether a key may come in."""
+class _Authority(Authenticator):
+    """Answers libzmq's question whether a key may come in (ZAP, RFC 27).
 
-    def __init__(self, door: Door, refused: Refused) -> None:
-        self._door, self._refused = door, refused
+    On a socket of the loop. pyzmq's own for asyncio waits for the descriptor of one that is not,
+    and takes it out of the loop a turn late: sometimes out of the wait that has begun meanwhile,
+    and, once it was closed, from whoever has its number by then. Neither is ever woken again.
+    """
+
+    def __init__(
+        self, asked: zmq.asyncio.Socket, trusted: Callable[[bytes], bool], refused: Refused
+    ) -> None:
+        super().__init__(asked.context)
+        self._asked, self._trusted, self._refused = asked, trusted, refused
+        self.configure_curve_callback(DOMAIN.decode(), self)
+
+    def start(self) -> None:
+        """Be there for libzmq, which asks nobody who comes after the knocker."""
+        self.zap_socket = self._asked
+        self._asked.bind("inproc://zeromq.zap.01")
+
+    async def answer(self) -> None:
+        """Answer until cancelled."""
+        while True:
+            await self.handle_zap_message(await self._asked.recv_multipart())
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """As pyzmq wants it: the key in z85."""
-        trusted = key in self._door.trust
+        trusted = self._trusted(key)
         if not trusted:
             self._refused(UNKNOWN, key)
         return trusted
@@ -196,8 +229,11 @@ def open_door(
     """
 
     @contextlib.contextmanager
-    def bound() -> Iterator[zmq.asyncio.Socket]:
-        with curve_socket(context, zmq.ROUTER, pair, max_message_bytes) as router:
+    def bound() -> Iterator[Bound]:
+        with (
+            curve_socket(context, zmq.ROUTER, pair, max_message_bytes) as router,
+            monitored(router, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL) as monitor,
+        ):
             router.setsockopt(zmq.ROUTER_MANDATORY, 1)
             router.setsockopt(zmq.CURVE_SERVER, 1)
             router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
@@ -210,16 +246,16 @@ def open_door(
                     f"{KEY}: cannot bind {endpoint}: {error}; is it an address of this machine, "
                     "and does nothing else listen there?"
                 ) from error
-            yield router
+            yield router, monitor
 
     _demand_interfaces()
     with contextlib.ExitStack() as stack:
-        authority = AsyncioAuthenticator(context)
+        asked = stack.enter_context(context.socket(zmq.REP))
+        asked.setsockopt(zmq.LINGER, 0)
+        authority = _Authority(asked, lambda key: key in door.trust, refused)
         authority.start()
-        stack.callback(authority.stop)
-        door = Door(bound, refused)
+        door = Door(bound, refused, authority.answer)
         stack.callback(door.close)
-        authority.configure_curve_callback(DOMAIN.decode(), _Admission(door, refused))
         yield door
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,10 +15,10 @@ import anyio.lowlevel
 import pytest
 import zmq
 import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
 
 from eplbd.errors import ConfigError
-from eplbd.runtime.door import ATTEMPTS, OTHERS, PLAIN, SHUT, UNKNOWN, Door, open_door
+from eplbd.runtime.curve import monitored
+from eplbd.runtime.door import ATTEMPTS, OTHERS, PLAIN, SHUT, UNKNOWN, Bound, Door, open_door
 from eplbd.runtime.keys import KeyPair
 from eplbd.runtime.link import Sent
 from eplbd.runtime.uplink import CLOSED
@@ -105,6 +106,19 @@ async def test_a_withdrawn_key_is_cut_off_at_once_and_nobody_else_for_long() -> 
         await until(lambda: second.letters, "the second obeys")
 
 
+async def test_doors_that_are_opened_one_after_the_other_all_let_in_whom_they_trust() -> None:
+    """In one loop, where each has the descriptors of the one that was closed before."""
+    pairs = [new_pair() for _ in range(3)]
+    for _ in range(6):
+        async with opened(trusting(*pairs)) as leader:
+            with ExitStack() as stack:
+                for pair in pairs:
+                    knocker = stack.enter_context(knocking(leader.address, pair))
+                    await say(knocker, [b"here"])
+                    await until(functools.partial(leader.heard, pair.public), "it was let in")
+            assert not leader.refused
+
+
 async def test_nobody_takes_anothers_route_by_its_name() -> None:
     """An identity is chosen by whoever connects: it must not lead another's orders astray."""
     honest, rogue = new_pair(), new_pair()
@@ -126,29 +140,27 @@ async def test_nobody_takes_anothers_route_by_its_name() -> None:
             assert leader.heard(honest.public) == [[b"honest"]]
 
 
-OPENINGS = 8
-"""A door is not always told of knockers in its own process; nobody is let in all the same."""
+IN_PLAIN_TEXT = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+"""A greeting of ZMTP 3.1 (RFC 37): signature, version, mechanism, as-server and filler."""
 
 
 async def test_plain_text_and_another_servers_key_are_refused() -> None:
     known = new_pair()
-    for _ in range(OPENINGS):
-        async with opened(trusting(known)) as leader:
-            with ExitStack() as stack:
-                plain = stack.enter_context(knocking(leader.address, None))
-                astray = stack.enter_context(
-                    knocking(leader.address, known, server_key=new_pair().public)
-                )
-                with anyio.move_on_after(3.0) as waited:
-                    while {(PLAIN, b""), (OTHERS, b"")} - set(leader.refused):  # noqa: ASYNC110
-                        await anyio.sleep(0.005)
-                for knocker in (plain, astray):
-                    with pytest.raises(zmq.Again):
-                        knocker.send_multipart([b"x"], zmq.NOBLOCK)
-            assert not leader.letters
-        if not waited.cancelled_caught:
-            return
-    raise AssertionError("neither was told of, at any opening")
+    async with opened(trusting(known)) as leader:
+        with ExitStack() as stack:
+            plain = stack.enter_context(knocking(leader.address, None))
+            # libzmq hangs up when it reads the answer, sometimes before it was read itself.
+            patient = stack.enter_context(socket.create_connection(_host_port(leader)))
+            patient.sendall(IN_PLAIN_TEXT)
+            await until(lambda: (PLAIN, b"") in leader.refused, "plain text was refused")
+            astray = stack.enter_context(
+                knocking(leader.address, known, server_key=new_pair().public)
+            )
+            await until(lambda: (OTHERS, b"") in leader.refused, "the wrong key was refused")
+            for knocker in (plain, astray):
+                with pytest.raises(zmq.Again):
+                    knocker.send_multipart([b"x"], zmq.NOBLOCK)
+        assert not leader.letters
 
 
 async def test_a_frame_beyond_the_cap_ends_the_connection_and_not_the_door() -> None:
@@ -166,7 +178,7 @@ async def test_a_frame_beyond_the_cap_ends_the_connection_and_not_the_door() -> 
 
 async def test_without_an_authority_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default of libzmq is the opposite."""
-    monkeypatch.setattr(AsyncioAuthenticator, "start", lambda _: None)
+    monkeypatch.setattr("eplbd.runtime.door._Authority.start", lambda _: None)
     known = new_pair()
     async with opened(trusting(known)) as leader, dialled(leader.address, known) as link:
         await until(lambda: link.link.reason == CLOSED, "the door stayed shut")
@@ -209,15 +221,15 @@ async def test_an_address_that_is_lost_is_said_once_and_tried_until_it_is_there(
     with zmq.asyncio.Context() as context:
 
         @contextmanager
-        def bound() -> Iterator[zmq.asyncio.Socket]:
+        def bound() -> Iterator[Bound]:
             nonlocal tried
             tried += 1
             if 1 < tried < 2 * ATTEMPTS:
                 raise ConfigError("somebody else listens there")
-            with context.socket(zmq.ROUTER) as router:
-                yield router
+            with context.socket(zmq.ROUTER) as router, monitored(router, 0) as monitor:
+                yield router, monitor
 
-        with closing(Door(bound, lambda *why: refused.append(why))) as door:
+        with closing(Door(bound, lambda *why: refused.append(why), anyio.sleep_forever)) as door:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(door.run, lambda _: None)
                 door.admit(trusting(new_pair()))
@@ -236,11 +248,10 @@ async def test_whoever_knocks_and_says_nothing_is_put_out_and_holds_nobody_up() 
     relay = new_pair()
     async with opened(trusting(relay)) as leader, dialled(leader.address, relay) as link:
         await until(lambda: link.link.linked, "the honest one is linked")
-        port = int(leader.endpoint.rpartition(":")[2])
         before = _descriptors()
         with ExitStack() as stack:
             silent = [
-                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                stack.enter_context(socket.create_connection(_host_port(leader)))
                 for _ in range(200)
             ]
             for one in silent[:100]:
@@ -255,6 +266,10 @@ async def test_whoever_knocks_and_says_nothing_is_put_out_and_holds_nobody_up() 
             await until(ended, "all of them were put out")
             await until(lambda: len(leader.letters) >= said, "the honest one was heard meanwhile")
         await until(lambda: _descriptors() <= before + 1, "nothing is left")
+
+
+def _host_port(opened: Opened) -> tuple[str, int]:
+    return "127.0.0.1", int(opened.endpoint.rpartition(":")[2])
 
 
 def _descriptors() -> int:
