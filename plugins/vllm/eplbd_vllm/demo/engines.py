@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+WAITING = "Waiting for connections to close"
+"""What uvicorn says when nothing but its clients keeps a server from ending."""
+
 PATIENCE_S = 600.0
 """An engine starts in a minute on two idle cores; where others keep them busy, in several."""
 
@@ -147,8 +150,12 @@ class Engine:
     def stop(self) -> None:
         """As a service manager does, and wait until nothing of it lives."""
         self.popen.terminate()
-        self.wait_for(lambda: not self.processes(), "the engine's processes end")
+        self.wait_for(self.over, "the engine's processes end")
         self.popen.wait()
+
+    def over(self) -> bool:
+        """Whether nothing of it lives."""
+        return not self.processes()
 
     def kill(self) -> None:
         """End whatever lives."""
@@ -189,6 +196,7 @@ class Server(Engine):
     def __init__(self, engine: Engine, port: int, model: str, before: set[str]) -> None:
         super().__init__(engine.popen, engine.log, engine.scratch)
         self.port, self.model, self.before = port, model, before
+        self._asking: set[HTTPConnection] = set()
 
     def ready(self) -> None:
         """Wait until it serves."""
@@ -202,17 +210,34 @@ class Server(Engine):
         except OSError:
             return False
 
+    def over(self) -> bool:
+        """Whether nothing of it lives; who is not answered any more hangs up.
+
+        vLLM ends the task that hands on answers, and then waits without end for the connections of
+        whoever had not got theirs.
+        """
+        if self.lines(WAITING):
+            for connection in list(self._asking):
+                if (sock := connection.sock) is not None:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+        return super().over()
+
     def connection(self) -> HTTPConnection:
         """Return a new one, not connected yet."""
         return HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
 
     def _ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         connection = self.connection()
-        with contextlib.closing(connection):
+        self._asking.add(connection)
+        try:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
+        finally:
+            self._asking.discard(connection)
+            connection.close()
 
     def complete(
         self, prompt: Sequence[int], words: Sequence[int] = (), tokens: int = 24
