@@ -16,11 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
+import torch
 from vllm import LLM, SamplingParams
+from vllm.distributed.eplb.eplb_state import EplbState
 
 from eplbd_vllm.demo.torch_offline import THEIR_INTERVAL, offline_engine, wrapper_of
 from eplbd_vllm.hooks import guest_of
+from eplbd_vllm.torch_cpu_gaps import CpuEplbState
 from eplbd_vllm.torch_guest import Guest
+from eplbd_vllm.torch_upstream import retire
 from eplbd_vllm.upstream import ModelState, Worker
 
 PROMPTS = 4
@@ -55,7 +59,7 @@ class Report:
 
     opening: `[layers, slots]`, before the first request. tokens: of the first round. differing:
     rounds whose tokens were not those of the first. woken: tokens after a sleep. reloaded: tokens
-    after the weights were loaded anew. rival: whether the engine's own balancer moves anything.
+    after the weights were loaded anew. rival: see `rival`.
     """
 
     opening: list[list[int]] = field(default_factory=list)
@@ -65,7 +69,7 @@ class Report:
     attached: bool = False
     commits: int = 0
     forwards: int = 0
-    rival: bool | None = None
+    rival: list[int] = field(default_factory=list)
     start_s: float = 0.0
     seconds: float = 0.0
     broken_differs: bool | None = None
@@ -104,15 +108,43 @@ def maps_of(worker: Worker) -> ModelState:
     return next(iter(state.model_states.values()))
 
 
-def rival(worker: Worker) -> bool:
-    """Let vLLM's own balancer count steps until it would have acted twice; none of them forwards.
+class Asked:
+    """How often vLLM's own balancer was told of a step.
 
-    So whatever changes meanwhile is its doing.
+    On a CPU it has none to tell; whoever attaches has to retire what stands in for it all the same.
     """
-    before = maps_of(worker).physical_to_logical_map.clone()
-    for _ in range(2 * THEIR_INTERVAL):
-        worker.model_runner.eplb_step()
-    return not bool((maps_of(worker).physical_to_logical_map == before).all())
+
+    steps = 0
+
+    @classmethod
+    def step(cls, *_: object, **__: object) -> None:
+        cls.steps += 1
+
+
+def rival(worker: Worker) -> list[int]:
+    """What vLLM's own balancer did: as it was attached to, the real one alone, that one retired.
+
+    Steps that the first was told of since the engine was there, forwards and all; rearrangements
+    of the others, in twice the steps after which one is due. None of these forwards.
+    """
+    runner = worker.model_runner
+    rearranged: list[None] = []
+    attached, theirs = runner.eplb_state, EplbState(runner.parallel_config, torch.device("cpu"))
+    theirs.expert_rearrangement_step_interval = THEIR_INTERVAL
+    theirs.rearrange = lambda: rearranged.append(None)
+
+    def steps() -> None:
+        for _ in range(2 * THEIR_INTERVAL):
+            runner.eplb_step()
+
+    steps()
+    runner.eplb_state = theirs
+    steps()
+    alone = len(rearranged)
+    retire(theirs)
+    steps()
+    runner.eplb_state = attached
+    return [Asked.steps, alone, len(rearranged) - alone]
 
 
 def break_map(worker: Worker) -> None:
@@ -131,6 +163,7 @@ def after(llm: LLM, *calls: str) -> list[list[int]]:
 
 def drive(spec: Spec) -> Report:
     report, began = Report(), time.monotonic()
+    CpuEplbState.step = Asked.step  # type: ignore[method-assign]
     llm = offline_engine(
         spec.model,
         ranks=spec.ranks,
@@ -138,7 +171,7 @@ def drive(spec: Spec) -> Report:
         redundant=spec.redundant,
         compiled=spec.compiled,
     )
-    report.start_s = time.monotonic() - began
+    report.start_s, Asked.steps = time.monotonic() - began, 0
     wrapper = wrapper_of(llm)
     guest = cast("Guest | None", guest_of(wrapper))
     report.attached = guest is not None
