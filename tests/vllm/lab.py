@@ -71,14 +71,20 @@ def newer_daemon(config: Path, socket: Path) -> Iterator[None]:
 class Lab:
     """expected: greedy tokens of the check's prompts. folder: of the daemon's configuration.
 
-    idle_s: how long an idle while is.
+    idle_s: how long an idle while is. batched: whether they are the same in any company.
     """
 
     def __init__(
-        self, folder: Path, server: Server, expected: list[list[int]], idle_s: float
+        self,
+        folder: Path,
+        server: Server,
+        expected: list[list[int]],
+        *,
+        idle_s: float,
+        batched: bool,
     ) -> None:
         self.folder, self.server, self.expected = folder, server, expected
-        self.idle_s = idle_s
+        self.idle_s, self.batched = idle_s, batched
         self.daemon: Process | None = None
         self.stack = ExitStack()
 
@@ -126,8 +132,13 @@ class Lab:
         lines = self._lived().lines
         return [line["reason"] for line in lines if line["event"] == "placement frozen"]
 
+    def check_amid(self) -> None:
+        """Check, amid traffic, what does not depend on it."""
+        if self.batched:
+            self.check()
+
     def check(self) -> None:
-        """The tokens of one rank, whatever goes on."""
+        """The tokens of vLLM alone, whatever has moved."""
         assert [self.server.complete(prompt) for prompt in check_prompts()] == self.expected
 
     @contextmanager

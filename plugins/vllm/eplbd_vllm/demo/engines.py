@@ -88,10 +88,18 @@ def _sweep(names: set[str]) -> None:
 
 
 def mapped(name: str) -> bool:
-    """Whether a live process uses the segment."""
+    """Whether a live process uses the segment, under whatever name.
+
+    glibc makes and maps a semaphore under another one, which is what `/proc` goes on to show.
+    """
+    try:
+        known = (_SEGMENTS / name).stat()
+    except OSError:
+        return False
+    device = f"{os.major(known.st_dev):02x}:{os.minor(known.st_dev):02x}"
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            if f"{_SEGMENTS}/{name}" in maps.read_text(errors="replace"):
+            if f" {device} {known.st_ino} " in maps.read_text(errors="replace"):
                 return True
     return False
 
