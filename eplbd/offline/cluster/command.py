@@ -133,8 +133,8 @@ def command(options: Options, json: str | None, plot: Path | None) -> None:
     """Run, and print the table, the JSON, the plot."""
     if plot is not None and plot.suffix not in plots.SUFFIXES:
         raise ConfigError(f"{plot}: a plot is written as {' or '.join(plots.SUFFIXES)}")
-    sizes = _sizes(options.ranks) if plot is not None else [options.ranks]
-    rows = [run(_of_size(options, ranks)) for ranks in sizes]
+    growing = [_of_size(options, ranks) for ranks in _sizes(options.ranks)]
+    rows = [run(each) for each in (growing if plot is not None else [options])]
     if plot is not None:
         with plots.style():
             made, axes = plots.figure(2, 2)
