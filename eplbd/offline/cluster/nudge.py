@@ -44,6 +44,7 @@ def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], most: int) -> in
     """Change one layer's `[ranks, slots_per_rank]` in place; how many slots."""
     experts = len(tokens)
     replicas = np.bincount(slots.ravel(), minlength=experts)
+    load = (tokens / np.maximum(replicas, 1))[slots].sum(axis=1)
     for moves in range(most):
         share = tokens / replicas
         hot = int(share.argmax())
@@ -55,8 +56,8 @@ def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], most: int) -> in
         places = np.argwhere((slots == cold) & without[:, None])
         if not len(places):
             return moves
-        # Anywhere, but the same again: a rank that got them all would take an epoch for every two.
-        rank, slot = places[(31 * cold + 17 * hot) % len(places)]
+        rank, slot = places[load[places[:, 0]].argmin()]
+        load[rank] += share[hot] - share[cold]
         slots[rank, slot] = hot
         replicas[hot] += 1
         replicas[cold] -= 1
