@@ -17,6 +17,7 @@ import pytest
 
 from eplbd_vllm.demo.clients import LENGTH, check_prompts
 from eplbd_vllm.demo.engines import EP2, OF_WORKERS, mapped, segments, serving
+from eplbd_vllm.demo.run import ALONE, BATCHED
 from tests.runtime.process import write_config
 from tests.vllm.engines import BIN
 from tests.vllm.lab import RESTLESS, Lab
@@ -28,16 +29,11 @@ EPOCHS = 20
 
 @dataclass(frozen=True)
 class Way:
-    """How to serve what. idle_s: how long nobody asks for anything before a burst.
-
-    batched: whether vLLM alone gives a prompt the same tokens whatever else it serves. On a CPU the
-    latent attention of `deepseek` does not, in one rank or two: it is asked by itself, therefore.
-    """
+    """How to serve what. idle_s: how long nobody asks for anything before a burst."""
 
     options: tuple[str, ...]
     shape: str = "qwen3"
     idle_s: float = 60.0
-    batched: bool = True
 
 
 EAGER = ("--enforce-eager",)
@@ -45,16 +41,14 @@ DP2 = ("--data-parallel-size", "2", *EP2[2:])
 WAYS = [
     pytest.param(Way((*EP2, *EAGER), idle_s=1.0), id="tp2"),
     pytest.param(Way(EP2), id="tp2-compiled", marks=pytest.mark.nightly),
-    pytest.param(
-        Way((*EP2, *EAGER), "deepseek", batched=False), id="tp2-deepseek", marks=pytest.mark.nightly
-    ),
+    pytest.param(Way((*EP2, *EAGER), "deepseek"), id="tp2-deepseek", marks=pytest.mark.nightly),
     pytest.param(Way((*DP2, *EAGER)), id="dp2", marks=pytest.mark.nightly),
 ]
 
 
 def alone(folder: Path, endpoint: str, model: Path) -> list[list[int]]:
-    """Tokens of two ranks that share no experts, which eplbd leaves alone; one prompt at a time."""
-    with serving(BIN, folder, endpoint, model, *EP2[:2], *EAGER) as server:
+    """Tokens of an engine whose ranks share no experts; one prompt at a time."""
+    with serving(BIN, folder, endpoint, model, *ALONE[model.name], *EAGER) as server:
         server.ready()
         return [server.complete(prompt) for prompt in check_prompts()]
 
@@ -70,10 +64,11 @@ def lab(
     folder = tmp_path_factory.mktemp("serve")
     write_config(folder, **RESTLESS)
     endpoint, model = f"ipc://{folder}/w.sock", model_of(way.shape)
-    expected = reference(way.shape)["tokens"] if way.batched else alone(folder, endpoint, model)
+    batched = BATCHED[way.shape]
+    expected = reference(way.shape)["tokens"] if batched else alone(folder, endpoint, model)
     with serving(BIN, folder, endpoint, model, *way.options) as server:
         server.ready()
-        lab = Lab(folder, server, expected, idle_s=way.idle_s, batched=way.batched)
+        lab = Lab(folder, server, expected, idle_s=way.idle_s, batched=batched)
         with lab.stack:
             yield lab
 
