@@ -33,8 +33,8 @@ LEAST_RANKS = 8
 WHOLE_RANKS = 1024
 """Larger groups of a plot run for as much less time as they are larger: their ranks are real."""
 
-LEAST_S = 5.0
-"""But for so long: a rebalance has its epochs then."""
+LEAST_S = 8.0
+"""But for so long: a group that takes seconds to gather has a rebalance and its epochs, too."""
 
 EAGER = Settings(
     balance=BalanceSettings(interval_s=5.0, par_trigger=1.0, min_gain=-1e9, horizon_s=1e9),
