@@ -67,9 +67,9 @@ class Door:
         self,
         bound: Callable[[], contextlib.AbstractContextManager[Bound]],
         refused: Refused,
-        ask: Callable[[], Coroutine[None, None, None]],
+        answer: Callable[[], Coroutine[None, None, None]],
     ) -> None:
-        self._bound, self._refused, self._ask = bound, refused, ask
+        self._bound, self._refused, self._answer = bound, refused, answer
         self._stack = contextlib.ExitStack()
         self._router: zmq.asyncio.Socket | None
         self._router, self._monitor = self._stack.enter_context(bound())
@@ -80,7 +80,7 @@ class Door:
     async def run(self, take: Take) -> None:
         """Let in whom this node trusts and hand on what they say, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._ask)
+            tasks.start_soon(self._answer)
             await self._hand_on(take)
 
     async def _hand_on(self, take: Take) -> None:

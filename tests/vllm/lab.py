@@ -14,7 +14,7 @@ from eplbd.config import load
 from eplbd.runtime.caller import call
 from eplbd.runtime.status import read_document
 from eplbd.wire import control as wire
-from eplbd_vllm.demo.clients import Clients, check_prompts
+from eplbd_vllm.demo.clients import Clients, answers
 from eplbd_vllm.demo.engines import Server
 from tests.runtime.conftest import wait_until
 from tests.runtime.process import Process, daemon
@@ -139,7 +139,7 @@ class Lab:
 
     def check(self) -> None:
         """The tokens of vLLM alone, whatever has moved."""
-        assert [self.server.complete(prompt) for prompt in check_prompts()] == self.expected
+        assert answers(self.server) == self.expected
 
     @contextmanager
     def traffic(self) -> Iterator[Clients]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eplbd_vllm.demo.clients import LENGTH, check_prompts
+from eplbd_vllm.demo.clients import LENGTH, answers
 from eplbd_vllm.demo.engines import EP2, OF_WORKERS, mapped, segments, serving
 from eplbd_vllm.demo.run import ALONE, BATCHED
 from tests.runtime.process import write_config
@@ -50,7 +50,7 @@ def alone(folder: Path, endpoint: str, model: Path) -> list[list[int]]:
     """Tokens of an engine whose ranks share no experts; one prompt at a time."""
     with serving(BIN, folder, endpoint, model, *ALONE[model.name], *EAGER) as server:
         server.ready()
-        return [server.complete(prompt) for prompt in check_prompts()]
+        return answers(server)
 
 
 @pytest.fixture(scope="module", params=WAYS)

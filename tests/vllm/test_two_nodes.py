@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from eplbd_vllm.demo.clients import Clients, check_prompts
+from eplbd_vllm.demo.clients import Clients, answers
 from eplbd_vllm.demo.engines import (
     PATIENCE_S,
     Engine,
@@ -99,7 +99,7 @@ class Nodes:
 
     def check(self) -> None:
         """The tokens of one rank."""
-        found = [self.server.complete(prompt) for prompt in check_prompts()]
+        found = answers(self.server)
         assert found == self.expected, self.story()
 
     def story(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplbd.core.heat import Budget, Heat
-from eplbd.core.placement import Placement
+from eplbd.core.placement import Placement, rank_load
 from eplbd.core.topology import Topology
 
 MOVES_PER_LAYER = 32
@@ -34,17 +34,18 @@ class Nudge:
             None if budget.bytes is None else budget.bytes // budget.expert_bytes,
         )
         left = min((limit for limit in limits if limit is not None), default=slots.size)
-        for layer, tokens in enumerate(heat.total):
+        for layer, load in enumerate(rank_load(current, heat.total)):
             most = min(MOVES_PER_LAYER, topology.ranks, left)
-            left -= _nudge(slots[layer], tokens, most)
+            left -= _nudge(slots[layer], heat.total[layer], load, most)
         return Placement(slots, current.experts)
 
 
-def _nudge(slots: NDArray[np.int32], tokens: NDArray[np.int64], most: int) -> int:
-    """Change one layer's `[ranks, slots_per_rank]` in place; how many slots."""
+def _nudge(
+    slots: NDArray[np.int32], tokens: NDArray[np.int64], load: NDArray[np.float64], most: int
+) -> int:
+    """Change a layer's `[ranks, slots_per_rank]` and `[ranks]` load in place; how many slots."""
     experts = len(tokens)
     replicas = np.bincount(slots.ravel(), minlength=experts)
-    load = (tokens / np.maximum(replicas, 1))[slots].sum(axis=1)
     for moves in range(most):
         share = tokens / replicas
         hot = int(share.argmax())

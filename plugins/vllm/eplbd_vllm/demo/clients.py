@@ -26,6 +26,11 @@ def check_prompts(count: int = 4) -> list[list[int]]:
     ]
 
 
+def answers(server: Server) -> list[list[int]]:
+    """Greedy tokens for the check's prompts, asked one after the other."""
+    return [server.complete(prompt) for prompt in check_prompts()]
+
+
 def topic(number: int) -> range:
     """Two words: the fewer words, the fewer experts are busy."""
     return WORDS[22 * number % 480 :][:2]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eplbd_vllm.demo.clients import Clients, check_prompts
+from eplbd_vllm.demo.clients import Clients, answers
 from eplbd_vllm.demo.engines import EP2, Server, serving
 
 TOPIC_S = 40.0
@@ -117,7 +117,7 @@ def play(options: Options, folder: Path) -> bool:
     nobody = f"ipc://{folder}/nobody.sock"
     say("vllm serve without expert parallelism: the reference")
     with _served(options, folder, nobody, model, *ALONE[options.shape]) as server:
-        expected = _answers(server)
+        expected = answers(server)
         server.stop()
 
     say("vllm serve, two EP ranks with one redundant slot each, and eplbd beside it")
@@ -128,14 +128,14 @@ def play(options: Options, folder: Path) -> bool:
     ):
         for line in server.lines("eplbd balances this engine"):
             say(line.partition("] ")[2])
-        equal = [_answers(server) == expected]
+        equal = [answers(server) == expected]
         for number in (0, 1):
             clients = Clients(server)
             clients.topic = 5 * number
             with clients.busy():
                 given = _act(number, server, beside)
-            equal += [answers == expected for answers in given if BATCHED[options.shape]]
-            equal.append(_answers(server) == expected)
+            equal += [each == expected for each in given if BATCHED[options.shape]]
+            equal.append(answers(server) == expected)
         settled = _settled(beside)
         server.stop()
     when = "before, amid and after" if BATCHED[options.shape] else "before and after"
@@ -153,17 +153,13 @@ def _served(
         yield server
 
 
-def _answers(server: Server) -> list[list[int]]:
-    return [server.complete(prompt) for prompt in check_prompts()]
-
-
 def _act(number: int, server: Server, beside: Daemon) -> list[list[list[int]]]:
     """One topic; returns the answers that were given amid it."""
     cycles, epochs = len(beside.lines("cycle ended")), _settled(beside)
     end = time.monotonic() + TOPIC_S
     given = []
     while time.monotonic() < end:
-        given.append(_answers(server))
+        given.append(answers(server))
         time.sleep(1.0)
     say(f"topic {number + 1}: {_settled(beside) - epochs} epochs settled")
     for line in beside.lines("cycle ended")[cycles:]:
